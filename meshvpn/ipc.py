@@ -1,0 +1,190 @@
+"""The local API: HTTP on a Unix socket, JSON bodies, typed here for both sides.
+
+    GET    /v1/status                       Status
+    GET    /v1/networks                     list[NetworkView]
+    POST   /v1/networks                     CreateRequest  → NetworkView
+    POST   /v1/networks/join                JoinRequest    → NetworkView
+    GET    /v1/networks/NET/peers           list[PeerView]
+    POST   /v1/networks/NET/leave|delete|up|down           → Reply
+    POST   /v1/networks/NET/evict           EvictRequest   → Reply
+    POST   /v1/networks/NET/unban           PeerRequest    → Reply
+    POST   /v1/networks/NET/passwd          PasswordRequest→ Reply
+    POST   /v1/networks/NET/nick            NickRequest    → Reply
+    POST   /v1/networks/NET/ping            PingRequest    → PingReply
+    GET    /v1/events                       stream of EventView, one JSON object a line
+
+NET is a network's name or uid (hex, or a prefix of at least 4 digits). An error is an `ErrorReply` with HTTP status
+400 (usage), 403 (no permission), 404 (no such network or peer), 409 (refused), 502 (the server refused),
+504 (server not reachable).
+Passwords never cross this socket: the client sends the keys that it derived from them.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+DEFAULT_SOCKET = "/run/meshvpn/meshvpnd.sock"
+SOCKET_ENVIRONMENT = "MESHVPN_SOCKET"
+SERVER_ENVIRONMENT = "MESHVPN_SERVER"
+
+
+class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Which rendezvous, and how it is recognised."""
+
+    url: str  # https://HOST[:PORT] or http://… (server run with --no-tls)
+    pin: str | None = None  # sha256:HEX of the certificate
+
+
+class CreateRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """`locator` and `wrap_key` come from name and password; 64 hexadecimal digits each."""
+
+    name: str
+    locator: str
+    wrap_key: str
+    server: ServerOptions
+    nick: str | None = None
+    pool: str | None = None
+    interface: str | None = None
+
+
+class JoinRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """As CreateRequest, without a pool."""
+
+    name: str
+    locator: str
+    wrap_key: str
+    server: ServerOptions
+    nick: str | None = None
+    interface: str | None = None
+
+
+class PeerRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """`peer` is a nick, an address or an identity prefix (hex, at least 4 digits)."""
+
+    peer: str
+
+
+class EvictRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """`password` is retire, keep or new; new carries the keys derived from the new password."""
+
+    peer: str
+    password: str = "retire"  # noqa: S105
+    locator: str | None = None
+    wrap_key: str | None = None
+
+
+class PasswordRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The keys derived from the network's name and the new password."""
+
+    locator: str
+    wrap_key: str
+
+
+class NickRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A new nickname for this host in the network."""
+
+    nick: str
+
+
+class PingRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One ICMP-less echo over the tunnel's control plane: a disco ping on the path in use."""
+
+    peer: str
+    timeout_s: float = 2.0
+
+
+class PingReply(msgspec.Struct, frozen=True, kw_only=True):
+    """`rtt_ms` is None if nothing came back in time."""
+
+    nick: str
+    address: str
+    path: str  # "direct 203.0.113.9:43667" or "relay via rendezvous"
+    rtt_ms: float | None
+
+
+class PeerView(msgspec.Struct, frozen=True, kw_only=True):
+    """One member, as `peers --json` prints it."""
+
+    nick: str
+    identity: str
+    address: str
+    address6: str
+    state: str  # direct | relay | connecting | offline | pending
+    endpoint: str | None
+    relay: str | None
+    rtt_ms: float | None
+    jitter_ms: float | None
+    loss: float | None  # 0 … 1
+    mos: float | None
+    rx_bytes: int
+    tx_bytes: int
+    last_handshake_s: float | None  # seconds ago
+    routes: list[str]
+
+
+class NetworkView(msgspec.Struct, frozen=True, kw_only=True):
+    """One network, as `list --json` prints it."""
+
+    network: str
+    uid: str
+    state: str  # online | connecting | offline (down) | evicted | deleted
+    address: str
+    address6: str
+    interface: str
+    nick: str
+    access: str
+    role: str  # owner | admin | member
+    epoch: int
+    owner: str  # nick of the owner, or its identity prefix
+    pool: str
+    capacity: int
+    has_password: bool  # False while the password is retired: nobody can join
+    note: str | None  # one sentence if something needs the user's attention
+    members: list[PeerView]  # without this host
+
+
+class ServerView(msgspec.Struct, frozen=True, kw_only=True):
+    """A network's rendezvous connection."""
+
+    network: str
+    url: str
+    state: str  # connected | connecting | unreachable | refused
+    detail: str | None
+    pin: str | None
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """The daemon."""
+
+    version: str
+    pid: int
+    uptime_s: float
+    state_dir: str
+    networks: list[str]
+    servers: list[ServerView]
+    engine: dict[str, dict[str, bool]]  # interface → kernel features in use
+    drops: dict[str, dict[str, int]]  # interface → dropped packets by reason
+    problems: list[str]  # e.g. state files that were kept aside
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """It was done; `message` is for people."""
+
+    message: str
+
+
+class ErrorReply(msgspec.Struct, frozen=True, kw_only=True):
+    """It was not done. `code` is for programs, `message` one line for people: what, why, what to do."""
+
+    code: str
+    message: str
+
+
+class EventView(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of the event stream."""
+
+    at: str  # RFC 3339, UTC
+    network: str
+    kind: str  # peer_direct, peer_relay, peer_lost, member_joined, member_left, member_evicted, server_up, …
+    peer: str | None
+    detail: dict[str, str]

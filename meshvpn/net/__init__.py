@@ -1,0 +1,1 @@
+"""The shell: sockets, routes, the WebSocket client and the driver that feeds the pure machines."""

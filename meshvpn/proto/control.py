@@ -1,0 +1,255 @@
+"""Messages between a member and the rendezvous: msgpack in binary WebSocket frames, tagged by `t`.
+
+The server says `Welcome` first. A request carries `rid`, a number of the client's choice, and is answered by exactly one
+message with the same `rid`: the answer named in its docstring, or `Refused`. A connection belongs to one member of one
+network, from `Create`, `Join` or `Attach` on; before that only those three (and none twice) are answered.
+
+`proof` in those three is the identity's Ed25519 signature over DOMAIN_SESSION ‖ Welcome.nonce ‖ network uid (for Join,
+whose sender does not know the uid yet: the locator): it shows that the connection holds the identity's private key.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TypeVar
+
+import msgspec
+
+from .drops import DropReason
+from .errors import MalformedMessage
+from .signed import Signed
+
+PROTOCOL_VERSION = 1
+MAX_MESSAGE = 1 << 20
+"""Bytes of one WebSocket message; a roster of a thousand members (about 600 bytes each) fits."""
+MAX_SIGNAL = 8192
+"""Bytes of one Signal payload; an offer of 32 candidates takes about 1,500."""
+MAX_MEMBERS = 1024
+"""Members of one network."""
+MAX_CHARTER = 256 * 1024
+"""Bytes of a charter: 1,024 sealed epoch keys (about 120 bytes each) and 1,024 evicted identities fit."""
+MAX_ENVELOPE = 4096
+"""Bytes of a record's envelope."""
+
+
+class RefusalCode(StrEnum):
+    """Why a request was refused. Clients branch on the code, people read the message."""
+
+    BAD_REQUEST = "bad_request"
+    BAD_SIGNATURE = "bad_signature"
+    UNSUPPORTED_VERSION = "unsupported_version"
+    UNKNOWN_NETWORK = "unknown_network"  # for join also: wrong password; the server can't tell them apart
+    NETWORK_EXISTS = "network_exists"  # create: the locator (name and password) is taken
+    NOT_A_MEMBER = "not_a_member"
+    EVICTED = "evicted"
+    LOCKED = "locked"
+    NETWORK_FULL = "network_full"
+    POOL_EXHAUSTED = "pool_exhausted"
+    STALE_CHARTER = "stale_charter"
+    NOT_ALLOWED = "not_allowed"
+    TOO_LARGE = "too_large"
+    RATE_LIMITED = "rate_limited"
+    DELETED = "deleted"
+    UNAVAILABLE = "unavailable"  # storage failed; nothing was changed, try again
+
+
+class RelayGrant(msgspec.Struct, frozen=True, array_like=True):
+    """The right to use the server's UDP relay, for the life of the control connection.
+
+    The member binds its UDP address by a STUN Binding request to the server's port with USERNAME
+    `"<id as 8 hex digits>:<counter>"` and MESSAGE-INTEGRITY-SHA256 keyed with `key`; the counter only grows. The
+    binding expires after RELAY_BINDING_LIFETIME seconds without a further one.
+    """
+
+    id: int
+    key: bytes  # 32 bytes
+
+
+RELAY_BINDING_LIFETIME = 120.0
+"""Seconds. Four missed refreshes at the 25 s keepalive."""
+
+
+class MemberEntry(msgspec.Struct, frozen=True, array_like=True):
+    """What the server stores and hands out for a member. `envelope` is None until its first record came."""
+
+    identity: bytes
+    address: str
+    envelope: Signed | None = None
+    approval: Signed | None = None
+
+
+class PresenceEntry(msgspec.Struct, frozen=True, array_like=True):
+    """A member's control connection: its relay id while online, 0 when it went offline."""
+
+    identity: bytes
+    relay_id: int
+
+
+class Welcome(msgspec.Struct, frozen=True, tag_field="t", tag="welcome", kw_only=True):
+    """First message of a connection. UDP ports are of the host that the client connected to."""
+
+    version: int
+    nonce: bytes  # 32 bytes, fresh
+    observed_host: str
+    udp_port: int
+    udp_port2: int
+    software: str
+
+
+class Create(msgspec.Struct, frozen=True, tag_field="t", tag="create", kw_only=True):
+    """Register a network. Answer: Attached. Repeating it with the same owner key is not an error."""
+
+    rid: int
+    charter: Signed
+    identity: bytes
+    proof: bytes
+
+
+class Join(msgspec.Struct, frozen=True, tag_field="t", tag="join", kw_only=True):
+    """Become a member by locator. Answer: Attached. Repeating it with the same identity gives the same address."""
+
+    rid: int
+    locator: bytes
+    identity: bytes
+    proof: bytes
+
+
+class Attach(msgspec.Struct, frozen=True, tag_field="t", tag="attach", kw_only=True):
+    """Come back as a member. Answer: Attached."""
+
+    rid: int
+    uid: bytes
+    identity: bytes
+    proof: bytes
+
+
+class Attached(msgspec.Struct, frozen=True, tag_field="t", tag="attached", kw_only=True):
+    """You are in: your address, the charter, everybody's entry, who is online, your relay grant."""
+
+    rid: int
+    address: str
+    charter: Signed
+    members: list[MemberEntry]
+    online: list[PresenceEntry]
+    relay: RelayGrant
+
+
+class PutRecord(msgspec.Struct, frozen=True, tag_field="t", tag="put_record", kw_only=True):
+    """Publish my record's envelope. Answer: Done; the others get MemberChanged."""
+
+    rid: int
+    envelope: Signed
+
+
+class PutCharter(msgspec.Struct, frozen=True, tag_field="t", tag="put_charter", kw_only=True):
+    """Publish a newer charter, with the records sealed anew if the epoch changed.
+
+    Answer: Done; the others get CharterChanged, evicted ones get it too and then Goodbye.
+    """
+
+    rid: int
+    charter: Signed
+    envelopes: list[Signed]
+
+
+class PutLeave(msgspec.Struct, frozen=True, tag_field="t", tag="put_leave", kw_only=True):
+    """Leave the network for good. Answer: Done, then the connection ends; the others get MemberLeft."""
+
+    rid: int
+    leave: Signed
+
+
+class Signal(msgspec.Struct, frozen=True, tag_field="t", tag="signal", kw_only=True):
+    """A sealed message for another member. Not answered and not stored: dropped if that member is offline."""
+
+    to: bytes
+    payload: bytes
+
+
+class Done(msgspec.Struct, frozen=True, tag_field="t", tag="done", kw_only=True):
+    """The request was carried out and stored."""
+
+    rid: int
+
+
+class Refused(msgspec.Struct, frozen=True, tag_field="t", tag="refused", kw_only=True):
+    """The request was not carried out; nothing changed."""
+
+    rid: int
+    code: str
+    message: str
+
+
+class CharterChanged(msgspec.Struct, frozen=True, tag_field="t", tag="charter_changed", kw_only=True):
+    """A newer charter, with all members' entries as they are now."""
+
+    charter: Signed
+    members: list[MemberEntry]
+
+
+class MemberChanged(msgspec.Struct, frozen=True, tag_field="t", tag="member_changed", kw_only=True):
+    """A member came new or published a new record."""
+
+    entry: MemberEntry
+
+
+class MemberLeft(msgspec.Struct, frozen=True, tag_field="t", tag="member_left", kw_only=True):
+    """A member left; its own signature is in it."""
+
+    leave: Signed
+
+
+class Presence(msgspec.Struct, frozen=True, tag_field="t", tag="presence", kw_only=True):
+    """A member's control connection came or went."""
+
+    entry: PresenceEntry
+
+
+class Signalled(msgspec.Struct, frozen=True, tag_field="t", tag="signalled", kw_only=True):
+    """A Signal from another member; `source` is set by the server and proven only by what is inside."""
+
+    source: bytes
+    payload: bytes
+
+
+class Goodbye(msgspec.Struct, frozen=True, tag_field="t", tag="goodbye", kw_only=True):
+    """Last message before the server closes the connection."""
+
+    code: str
+    message: str
+
+
+Request = Create | Join | Attach | PutRecord | PutCharter | PutLeave | Signal
+Response = (
+    Welcome | Attached | Done | Refused | CharterChanged | MemberChanged | MemberLeft | Presence | Signalled | Goodbye
+)
+
+T = TypeVar("T")
+
+_encoder = msgspec.msgpack.Encoder()
+_request_decoder = msgspec.msgpack.Decoder(Request)
+_response_decoder = msgspec.msgpack.Decoder(Response)
+
+
+def encode(message: Request | Response) -> bytes:
+    """Serialise a message."""
+    return _encoder.encode(message)
+
+
+def decode_request(data: bytes) -> Request:
+    """Parse what a client sent. Raises MalformedMessage, nothing else."""
+    return _decode(_request_decoder, data)
+
+
+def decode_response(data: bytes) -> Response:
+    """Parse what a server sent. Raises MalformedMessage, nothing else."""
+    return _decode(_response_decoder, data)
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[T], data: bytes) -> T:
+    if len(data) > MAX_MESSAGE:
+        raise MalformedMessage(DropReason.OVER_LIMIT)
+    try:
+        return decoder.decode(data)
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        raise MalformedMessage(DropReason.MALFORMED) from error

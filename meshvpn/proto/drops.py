@@ -1,0 +1,40 @@
+"""Why a packet or message was not used: one name for each reason, counted and asserted on in tests."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class DropReason(Enum):
+    """The reasons. The engine mirrors the first group in C; a test keeps the two equal."""
+
+    # Shared with the engine, in this order.
+    TOO_SHORT = "too_short"  # fewer bytes than the smallest message of its type
+    BAD_LENGTH = "bad_length"  # a length field contradicts the datagram
+    UNKNOWN_INDEX = "unknown_index"  # no keypair has this receiver index
+    EXPIRED_KEY = "expired_key"  # the keypair is older than REJECT_AFTER_TIME or used up
+    DECRYPT_FAILED = "decrypt_failed"  # the AEAD tag is wrong
+    REPLAYED = "replayed"  # counter seen before, or older than the window
+    NOT_IP = "not_ip"  # the inner packet is neither IPv4 nor IPv6, or lies about its length
+    DISALLOWED_SOURCE = "disallowed_source"  # the inner source address is not the peer's
+    NO_ROUTE = "no_route"  # no peer has the inner destination
+    NO_ENDPOINT = "no_endpoint"  # the peer has no address yet
+    NO_KEYPAIR = "no_keypair"  # no session, and the queue for the first packets is full
+    QUEUE_FULL = "queue_full"  # the bounded queue to Python is full
+    SEND_FAILED = "send_failed"  # the kernel refused the datagram
+    TUN_FULL = "tun_full"  # the kernel refused the packet
+    TOO_BIG = "too_big"  # larger than the buffer or the path admits
+
+    # Handshakes, disco, STUN, control.
+    UNKNOWN_TYPE = "unknown_type"  # no message type has this first word
+    BAD_MAC1 = "bad_mac1"  # not made for our public key
+    BAD_MAC2 = "bad_mac2"  # under load, without a valid cookie
+    UNKNOWN_PEER = "unknown_peer"  # a valid handshake of a key that is no member's
+    STALE_TIMESTAMP = "stale_timestamp"  # an initiation not newer than the last one
+    FLOOD = "flood"  # faster than the limit for its source
+    MALFORMED = "malformed"  # does not parse
+    NOT_FOR_US = "not_for_us"  # addressed to somebody else
+    BAD_SIGNATURE = "bad_signature"  # the signature does not verify
+    STALE = "stale"  # older than what is known
+    UNEXPECTED = "unexpected"  # an answer that nobody asked for
+    OVER_LIMIT = "over_limit"  # a cap is reached

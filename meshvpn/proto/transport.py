@@ -1,0 +1,69 @@
+"""Where a datagram comes from and goes to."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+RELAY_WORD = 5
+"""First 32-bit word (little-endian) of a relay frame; 1 to 4 are WireGuard's message types."""
+
+RELAY_HEADER = struct.Struct("<III")
+"""Relay frame: word 5 ‖ source id ‖ destination id, then the sealed packet unchanged. 12 bytes, little-endian."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Address:
+    """A UDP address: numeric host (no scope id) and port."""
+
+    host: str
+    port: int
+
+    @property
+    def is_ipv6(self) -> bool:
+        """True for IPv6; an IPv4 address never appears in its mapped form."""
+        return ":" in self.host
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if self.is_ipv6 else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class RelayHop:
+    """A relay between us and the peer: our id and the peer's at that relay (32 bits each)."""
+
+    local_id: int
+    remote_id: int
+
+    def header(self) -> bytes:
+        """The 12 bytes in front of every packet sent through the relay."""
+        return RELAY_HEADER.pack(RELAY_WORD, self.local_id, self.remote_id)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Path:
+    """One way to a peer: a local socket (0 = IPv4, 1 = IPv6, further ones by number) and the remote address.
+
+    With `relay` the remote address is the relay's. A datagram received through a relay has the path on which the
+    answer goes back: `relay.remote_id` is the frame's source id and `relay.local_id` its destination id.
+    """
+
+    socket: int
+    remote: Address
+    relay: RelayHop | None = None
+
+    @property
+    def is_direct(self) -> bool:
+        """True if no relay is in between."""
+        return self.relay is None
+
+    def __str__(self) -> str:
+        return f"{self.remote}" if self.relay is None else f"relay {self.remote}"
+
+
+@dataclass(frozen=True, slots=True)
+class Transmit:
+    """A datagram to send. `data` is without the relay header: the driver prepends `path.relay.header()`."""
+
+    path: Path
+    data: bytes

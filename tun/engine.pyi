@@ -1,0 +1,117 @@
+"""Types of the compiled engine. The same shapes are met by its readable twin, meshvpn.proto.dataplane."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, final
+
+class PeerStats(NamedTuple):
+    """What the engine counted for one peer since `add_peer`. Times are monotonic seconds, 0.0 = never."""
+
+    rx_packets: int
+    rx_bytes: int
+    tx_packets: int
+    tx_bytes: int
+    lost_packets: int
+    first_sent_at: float
+    first_received_at: float
+    more_arrived: bool
+    last_authenticated_at: float
+    last_sent_at: float
+    last_received_at: float
+    keypair_created_at: float
+
+class Datagram(NamedTuple):
+    """A datagram for Python: anything but a transport message of a known index."""
+
+    socket: int
+    host: str
+    port: int
+    relay_source: int
+    relay_destination: int
+    is_relayed: bool
+    data: bytes
+
+class EngineEvent(NamedTuple):
+    """Something Python must act on. `kind` is one of the module's EVENT_ constants."""
+
+    kind: int
+    peer: int
+    index: int
+    socket: int
+    host: str
+    port: int
+    relay_source: int
+    relay_destination: int
+    is_relayed: bool
+
+EVENT_HANDSHAKE_WANTED: int
+EVENT_REKEY_WANTED: int
+EVENT_KEYPAIR_CONFIRMED: int
+EVENT_PATH_SEEN: int
+DROP_REASONS: tuple[str, ...]
+MAX_PEERS: int
+MAX_SOCKETS: int
+
+@final
+class Engine:
+    """One network's packet pump: TUN → route → seal → UDP, and UDP → index → open → window → source → TUN.
+
+    Two threads without the GIL. It takes no ownership of the file descriptors: close them after `stop()`.
+    All methods may be called from any Python thread, before or after `start()`.
+    """
+
+    def __init__(
+        self,
+        tun_fd: int,
+        sockets: Sequence[int],
+        *,
+        slow_queue: int = ...,
+        gso: bool = ...,
+        gro: bool = ...,
+        copy_dscp: bool = ...,
+    ) -> None: ...
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+    @property
+    def slow_fd(self) -> int:
+        """An eventfd, readable while `take_datagrams` or `take_events` has something."""
+    @property
+    def features(self) -> Mapping[str, bool]:
+        """Kernel features in use: udp_gso, udp_gro, recvmmsg, …"""
+    def add_peer(self, peer: int, *, roams: bool = ...) -> None:
+        """Raises ValueError for a number in use or beyond MAX_PEERS."""
+    def remove_peer(self, peer: int) -> None: ...
+    def add_route(self, network: bytes, length: int, peer: int) -> None:
+        """`network` is 4 or 16 bytes. A route that exists moves to `peer`."""
+    def remove_route(self, network: bytes, length: int) -> None: ...
+    def set_endpoint(
+        self,
+        peer: int,
+        socket: int,
+        host: str,
+        port: int,
+        relay_header: bytes = ...,
+        *,
+        secondary: tuple[int, str, int, bytes] | None = ...,
+    ) -> None:
+        """Where to send. With `secondary` each packet also goes there, sealed once (same counter)."""
+    def clear_endpoint(self, peer: int) -> None: ...
+    def install_keypair(
+        self,
+        peer: int,
+        *,
+        local_index: int,
+        remote_index: int,
+        send_key: bytes,
+        receive_key: bytes,
+        is_initiator: bool,
+        created_at: float,
+    ) -> None:
+        """Initiator: the keypair is current at once, what was staged is sent. Responder: it is `next` until used."""
+    def forget_keypairs(self, peer: int) -> None: ...
+    def send_keepalive(self, peer: int) -> bool:
+        """Seal and send an empty packet; False if there is no usable keypair or endpoint."""
+    def stats(self, peer: int) -> PeerStats: ...
+    def take_datagrams(self, limit: int = ...) -> list[Datagram]: ...
+    def take_events(self, limit: int = ...) -> list[EngineEvent]: ...
+    def drops(self) -> dict[str, int]:
+        """Packets not forwarded, by DropReason value (the names in DROP_REASONS)."""
