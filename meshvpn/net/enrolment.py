@@ -1,0 +1,102 @@
+"""The first contact with a rendezvous: create or join, once, then the open connection is handed over."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+from ..proto.control_session import (
+    ConnectWanted,
+    ControlSession,
+    DisconnectWanted,
+    Opening,
+    SessionAttached,
+    SessionRefused,
+)
+from ..proto.errors import MeshError, RendezvousError
+from .control_link import ControlLink, LinkHandler, ServerIdentity, ServerUnreachableError
+from .randomness import entropy
+
+TIMEOUT = 15.0
+"""Seconds for connection, TLS and the server's answer."""
+
+
+@dataclass(slots=True)
+class Enrolled:
+    """An attached session on an open connection. `hand_over` gives it to who runs the network."""
+
+    link: ControlLink
+    session: ControlSession
+    attached: SessionAttached
+    server: ServerIdentity
+    backlog: list[bytes] = field(default_factory=list)
+
+    def hand_over(self, handler: LinkHandler) -> None:
+        """From now on `handler` is told; it first gets what came in the meantime."""
+        self.link.handler = handler
+        for message in self.backlog:
+            handler.handle_message(message)
+
+
+async def enrol(url: str, pin: str | None, opening: Opening) -> Enrolled:
+    """Connect and send the opening request, once. Raises RendezvousError (refused) or ServerUnreachableError."""
+    attempt = _Attempt(url, pin, opening)
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            return await attempt.run()
+    except TimeoutError as error:
+        await attempt.link.close()
+        raise ServerUnreachableError(f"the rendezvous {url} does not answer; try again, or check the server") from error
+    except MeshError:
+        await attempt.link.close()
+        raise
+
+
+class _Attempt:
+    def __init__(self, url: str, pin: str | None, opening: Opening) -> None:
+        self.link = ControlLink(url, pin, self)
+        self._session = ControlSession(opening, entropy=entropy)
+        self._server: ServerIdentity | None = None
+        self._result: asyncio.Future[Enrolled] = asyncio.get_running_loop().create_future()
+        self._enrolled: Enrolled | None = None
+
+    async def run(self) -> Enrolled:
+        self._session.handle_start(now=time.monotonic())
+        self._pump()
+        return await self._result
+
+    def handle_open(self, server: ServerIdentity) -> None:
+        self._server = server
+        self._session.handle_connected(now=time.monotonic())
+        self._pump()
+
+    def handle_message(self, data: bytes) -> None:
+        if self._enrolled is not None:
+            self._enrolled.backlog.append(data)
+            return
+        self._session.handle_message(data, now=time.monotonic())
+        self._pump()
+
+    def handle_closed(self, reason: MeshError | None) -> None:
+        if not self._result.done():
+            self._result.set_exception(
+                reason or ServerUnreachableError(f"the rendezvous {self.link.url} closed the connection; try again")
+            )
+
+    def _pump(self) -> None:
+        for event in self._session.take_events():
+            match event:
+                case ConnectWanted():
+                    self.link.open()
+                case DisconnectWanted():
+                    self.link.cut()
+                case SessionRefused(code=code, message=message) if not self._result.done():
+                    self._result.set_exception(RendezvousError(code, message))
+                case SessionAttached() if self._server is not None and not self._result.done():
+                    self._enrolled = Enrolled(self.link, self._session, event, self._server)
+                    self._result.set_result(self._enrolled)
+                case _:
+                    pass
+        for message in self._session.take_messages():
+            self.link.send(message)

@@ -1,0 +1,147 @@
+"""The system's side of a mesh interface: addresses, routes, what else is configured on this host.
+
+Blocking netlink calls by pyroute2, a few milliseconds each: call them in a worker thread (its asynchronous flavour opens
+netlink sockets through the event loop, which uvloop does not do).
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_address, ip_network
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from ..proto.errors import ConfigError
+
+Network = IPv4Network | IPv6Network
+
+UNREACHABLE_METRIC = 0xFFFFFFF0
+"""Above any metric that a person or a routing daemon gives: the route counts only while the interface's is gone."""
+
+_UNICAST = 1
+_MAIN_TABLE = 254
+
+
+@dataclass(frozen=True, slots=True)
+class LocalNetwork:
+    """A prefix that this host has an address or a route in, and the interface it belongs to."""
+
+    network: Network
+    interface: str
+
+
+def configure(name: str, addresses: Sequence[IPv4Interface | IPv6Interface], mtu: int) -> None:
+    """Give the interface its addresses (and no others), its MTU, and bring it up."""
+    with IPRoute() as ip:
+        index = _index(ip, name)
+        ip.link("set", index=index, mtu=mtu, state="up")
+        wanted = {str(address) for address in addresses}
+        for message in ip.get_addr(index=index):
+            host = message.get("IFA_ADDRESS")
+            if f"{host}/{message['prefixlen']}" not in wanted and not ip_address(host).is_link_local:
+                ip.addr("del", index=index, address=host, prefixlen=message["prefixlen"])
+        for address in addresses:
+            _add_address(ip, index, address)
+
+
+def hold_prefixes(prefixes: Iterable[Network]) -> None:
+    """Make the mesh's prefixes unreachable but through its interface: no packet for them leaves in the clear.
+
+    Seen with another VPN: while its device was gone for a second, packets of a running call left by the default route.
+    """
+    with IPRoute() as ip:
+        for prefix in prefixes:
+            _change_hold(ip, "replace", prefix)
+
+
+def release_prefixes(prefixes: Iterable[Network]) -> None:
+    """Take the unreachable routes away."""
+    with IPRoute() as ip:
+        for prefix in prefixes:
+            try:
+                _change_hold(ip, "del", prefix)
+            except NetlinkError as error:
+                if error.code not in (errno.ESRCH, errno.ENOENT):
+                    raise
+
+
+def interface_names() -> list[str]:
+    """The interfaces of this network namespace."""
+    with IPRoute() as ip:
+        return [message.get("IFLA_IFNAME") for message in ip.get_links()]
+
+
+def local_networks(*, ignore: frozenset[str] = frozenset()) -> list[LocalNetwork]:
+    """Every prefix that is in use here, default routes and the interfaces in `ignore` left out."""
+    found: dict[LocalNetwork, None] = {}
+    with IPRoute() as ip:
+        names = _names(ip)
+        for message in ip.get_addr():
+            network = ip_network(f"{message.get('IFA_ADDRESS')}/{message['prefixlen']}", strict=False)
+            found[LocalNetwork(network, names.get(message["index"], "?"))] = None
+        for message in ip.get_routes(table=_MAIN_TABLE):
+            destination = message.get("RTA_DST")
+            if destination is None or message["type"] != _UNICAST:
+                continue
+            network = ip_network(f"{destination}/{message['dst_len']}", strict=False)
+            found[LocalNetwork(network, names.get(message.get("RTA_OIF"), "?"))] = None
+    return [entry for entry in found if entry.interface not in ignore and entry.interface != "lo"]
+
+
+def local_hosts(*, ignore: frozenset[str] = frozenset()) -> list[str]:
+    """Addresses of this host that another host may be able to reach, sorted; link-local ones are left out."""
+    hosts: set[str] = set()
+    with IPRoute() as ip:
+        names = _names(ip)
+        for message in ip.get_addr():
+            if names.get(message["index"]) in ignore:
+                continue
+            address = ip_address(message.get("IFA_LOCAL") or message.get("IFA_ADDRESS"))
+            if not (address.is_loopback or address.is_link_local or address.is_multicast):
+                hosts.add(str(address))
+    return sorted(hosts)
+
+
+def check_collision(pool: IPv4Network, *, ignore: frozenset[str] = frozenset()) -> None:
+    """Raise ConfigError, naming the interface, if the pool overlaps a prefix that this host uses."""
+    for entry in local_networks(ignore=ignore):
+        if entry.network.version == 4 and pool.overlaps(entry.network):
+            raise ConfigError(
+                f"address pool {pool}",
+                f"it collides with {entry.network} on interface {entry.interface} of this host",
+                "create the network with another --subnet, or renumber that interface",
+            )
+
+
+def _index(ip: IPRoute, name: str) -> int:
+    found = ip.link_lookup(ifname=name)
+    if not found:
+        raise ConfigError(f"interface {name}", "it does not exist", "restart meshvpnd")
+    return int(found[0])
+
+
+def _names(ip: IPRoute) -> dict[int, str]:
+    return {message["index"]: message.get("IFLA_IFNAME") for message in ip.get_links()}
+
+
+def _add_address(ip: IPRoute, index: int, address: IPv4Interface | IPv6Interface) -> None:
+    try:
+        ip.addr("add", index=index, address=str(address.ip), prefixlen=address.network.prefixlen)
+    except NetlinkError as error:
+        # A host without IPv6 refuses the IPv6 address; the network works without it.
+        is_missing_ipv6 = address.version == 6 and error.code in (errno.EACCES, errno.EPERM, errno.EOPNOTSUPP)
+        if error.code != errno.EEXIST and not is_missing_ipv6:
+            raise
+
+
+def _change_hold(ip: IPRoute, action: str, prefix: Network) -> None:
+    family = socket.AF_INET if prefix.version == 4 else socket.AF_INET6
+    try:
+        ip.route(action, dst=str(prefix), type="unreachable", priority=UNREACHABLE_METRIC, family=family)
+    except NetlinkError as error:
+        if prefix.version == 4 or error.code not in (errno.EACCES, errno.EOPNOTSUPP, errno.EAFNOSUPPORT):
+            raise

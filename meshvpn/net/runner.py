@@ -1,0 +1,272 @@
+"""Runs one network: feeds its node with what happens and carries out what it says. No protocol is decided here."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface
+
+from tun.device import TunDevice, open_device
+from tun.engine import (
+    EVENT_HANDSHAKE_WANTED,
+    EVENT_KEYPAIR_CONFIRMED,
+    EVENT_PATH_SEEN,
+    EVENT_REKEY_WANTED,
+    Engine,
+    EngineEvent,
+)
+
+from ..proto.commands import apply
+from ..proto.control_session import ConnectWanted, DisconnectWanted
+from ..proto.errors import MeshError
+from ..proto.keys import ula_prefix
+from ..proto.node import Node, NodeEvent
+from ..proto.peer import Traffic
+from ..proto.timers import Stamps
+from ..proto.transport import Address, Path, RelayHop
+from . import interface
+from .control_link import ControlLink, ServerIdentity
+from .sockets import NetworkSockets, send
+
+log = logging.getLogger(__name__)
+
+POLL_INTERVAL = 1.0
+"""Seconds between two readings of the engine's figures; the timers they drive are of 10 s and more."""
+DRAIN_LIMIT = 256
+"""Datagrams and events taken from the engine before other work of the loop gets its turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a network lives on this host."""
+
+    interface: str | None
+    """None: the first free of mesh0, mesh1, …"""
+    address: str
+    address6: str
+    pool: IPv4Network
+    uid: bytes
+    mtu: int
+
+
+class NetworkRunner:
+    """One network that is up. `start()`, then events come by `on_event` until `stop()`."""
+
+    def __init__(
+        self,
+        node: Node,
+        link: ControlLink,
+        sockets: NetworkSockets,
+        placement: Placement,
+        *,
+        on_event: Callable[[NodeEvent], None],
+    ) -> None:
+        self.node = node
+        self.link = link
+        self.placement = placement
+        self.server_error: MeshError | None = None
+        self.device: TunDevice | None = None
+        self.engine: Engine | None = None
+        self._sockets = sockets
+        self._on_event = on_event
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._poll: asyncio.TimerHandle | None = None
+        self._refresh: asyncio.Task[None] | None = None
+        self._refresh_again = False
+
+    @property
+    def ports(self) -> Mapping[int, int]:
+        """Local UDP ports by socket number."""
+        return self._sockets.ports
+
+    async def start(self, last_known: Mapping[bytes, Path]) -> None:
+        """Create the interface, start the engine, bring up the peers, connect. Raises TunError, OSError, ConfigError."""
+        place = self.placement
+        # The hold comes before the device: from here on nothing for the mesh leaves by another route.
+        await asyncio.to_thread(interface.hold_prefixes, self._prefixes())
+        self.device = open_device(place.interface, mtu=place.mtu, persist=True)
+        await asyncio.to_thread(
+            interface.configure,
+            self.device.name,
+            [
+                IPv4Interface(f"{place.address}/{place.pool.prefixlen}"),
+                IPv6Interface(f"{place.address6}/64"),
+            ],
+            place.mtu,
+        )
+        self.engine = Engine(self.device.fd, [sock.fileno() for sock in self._sockets.numbered().values()])
+        self.engine.start()
+        self._loop.add_reader(self.engine.slow_fd, self._drain_engine)
+        self._poll = self._loop.call_later(POLL_INTERVAL, self._read_figures)
+        await self.refresh_addresses()
+        self.node.handle_start(last_known, now=_now(), wall_ns=_wall_ns())
+        self._pump()
+
+    async def stop(self, *, keep_device: bool) -> None:
+        """Stop. With `keep_device` the interface and its addresses stay, so that Asterisk does not notice."""
+        for timer in (self._timer, self._poll):
+            if timer is not None:
+                timer.cancel()
+        if self._refresh is not None:
+            self._refresh.cancel()
+        await self.link.close()
+        if self.engine is not None:
+            self._loop.remove_reader(self.engine.slow_fd)
+            await asyncio.to_thread(self.engine.stop)
+            self.engine = None
+        self._sockets.close()
+        if self.device is not None:
+            if not keep_device:
+                self.device.remove()
+            self.device.close()
+            self.device = None
+        if not keep_device:
+            await asyncio.to_thread(interface.release_prefixes, self._prefixes())
+
+    def handle_network_change(self) -> None:
+        """The kernel reported a change: look what the addresses are now."""
+        if self._refresh is not None and not self._refresh.done():
+            self._refresh_again = True
+            return
+        self._refresh = asyncio.create_task(self._follow_network())
+
+    async def refresh_addresses(self) -> None:
+        """Tell the node this host's addresses."""
+        hosts = await asyncio.to_thread(interface.local_hosts, ignore=self._mesh_interfaces())
+        self.node.handle_local_addresses(hosts, self.ports, now=_now(), wall_ns=_wall_ns())
+        self._pump()
+
+    def act(self, action: Callable[[Node, float, int], int | None]) -> int | None:
+        """Do what the user asked for: `action(node, now, wall_ns)` gives the request's number."""
+        rid = action(self.node, _now(), _wall_ns())
+        # Drained in the loop's next turn, so that the caller can first register the number it waits for.
+        self._loop.call_soon(self._pump)
+        return rid
+
+    # --- the control link's callbacks ---------------------------------------------------------------------------
+
+    def handle_open(self, server: ServerIdentity) -> None:
+        """The control connection is open."""
+        self.server_error = None
+        self.node.handle_connected(server.hosts, now=_now(), wall_ns=_wall_ns())
+        self._pump()
+
+    def handle_message(self, data: bytes) -> None:
+        """A message of the rendezvous."""
+        self.node.handle_control_message(data, now=_now(), wall_ns=_wall_ns())
+        self._pump()
+
+    def handle_closed(self, reason: MeshError | None) -> None:
+        """The control connection ended or could not be opened."""
+        if reason is not None:
+            self.server_error = reason
+        self.node.handle_disconnected(now=_now(), wall_ns=_wall_ns())
+        self._pump()
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _prefixes(self) -> list[interface.Network]:
+        return [self.placement.pool, ula_prefix(self.placement.uid)]
+
+    def _mesh_interfaces(self) -> frozenset[str]:
+        return frozenset({self.device.name}) if self.device is not None else frozenset()
+
+    async def _follow_network(self) -> None:
+        while True:
+            self._refresh_again = False
+            await self.refresh_addresses()
+            if not self._refresh_again:
+                return
+
+    def _drain_engine(self) -> None:
+        if self.engine is None:
+            return
+        now, wall_ns = _now(), _wall_ns()
+        for event in self.engine.take_events(DRAIN_LIMIT):
+            self._handle_engine_event(event, now, wall_ns)
+        for item in self.engine.take_datagrams(DRAIN_LIMIT):
+            path = _path(item.socket, item.host, item.port, item.is_relayed, item.relay_source, item.relay_destination)
+            self.node.handle_datagram(item.data, path, now=now, wall_ns=wall_ns)
+        self._pump()
+
+    def _handle_engine_event(self, event: EngineEvent, now: float, wall_ns: int) -> None:
+        if event.kind == EVENT_HANDSHAKE_WANTED:
+            self.node.handle_handshake_wanted(event.peer, now=now, wall_ns=wall_ns)
+        elif event.kind == EVENT_REKEY_WANTED:
+            self.node.handle_rekey_wanted(event.peer, now=now, wall_ns=wall_ns)
+        elif event.kind == EVENT_KEYPAIR_CONFIRMED:
+            self.node.handle_keypair_confirmed(event.peer, event.index, now=now, wall_ns=wall_ns)
+        elif event.kind == EVENT_PATH_SEEN:
+            path = _path(
+                event.socket, event.host, event.port, event.is_relayed, event.relay_source, event.relay_destination
+            )
+            self.node.handle_path_seen(event.peer, path, now=now, wall_ns=wall_ns)
+
+    def _read_figures(self) -> None:
+        self._poll = self._loop.call_later(POLL_INTERVAL, self._read_figures)
+        if self.engine is None:
+            return
+        figures = {number: _figures(self.engine, number) for number in self.node.peer_numbers()}
+        self.node.handle_traffic(figures, now=_now(), wall_ns=_wall_ns())
+        self._pump()
+
+    def _pump(self) -> None:
+        """Carry out what the node said, then arm its next timeout."""
+        if self.engine is None:
+            return
+        for command in self.node.take_commands():
+            apply(command, self.engine)
+        for transmit in self.node.take_transmits():
+            send(self._sockets, transmit.path, transmit.data)
+        events = self.node.take_events()
+        for event in events:
+            if isinstance(event, ConnectWanted):
+                self.link.open()
+            elif isinstance(event, DisconnectWanted):
+                self.link.cut()
+        for message in self.node.take_control_messages():
+            self.link.send(message)
+        for event in events:
+            self._on_event(event)
+        self._arm()
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        at = self.node.next_timeout()
+        self._timer = None if at is None else self._loop.call_later(max(0.0, at - _now()), self._handle_timer, at)
+
+    def _handle_timer(self, deadline: float) -> None:
+        # The later of deadline and clock: a loop may fire a hair early.
+        self.node.handle_timeout(now=max(deadline, _now()), wall_ns=_wall_ns())
+        self._pump()
+
+
+def _figures(engine: Engine, number: int) -> tuple[Traffic, Stamps]:
+    stats = engine.stats(number)
+    return (
+        Traffic(stats.rx_packets, stats.tx_packets, stats.rx_bytes, stats.tx_bytes),
+        Stamps(
+            first_sent_at=stats.first_sent_at,
+            first_received_at=stats.first_received_at,
+            more_arrived=stats.more_arrived,
+            last_authenticated_at=stats.last_authenticated_at,
+        ),
+    )
+
+
+def _path(socket: int, host: str, port: int, is_relayed: bool, source: int, destination: int) -> Path:
+    relay = RelayHop(local_id=destination, remote_id=source) if is_relayed else None
+    return Path(socket, Address(host, port), relay)
+
+
+def _now() -> float:
+    return time.monotonic()
+
+
+def _wall_ns() -> int:
+    return time.time_ns()

@@ -1,0 +1,120 @@
+"""The UDP sockets of one network: one a family, on a random port that is kept."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from dataclasses import dataclass
+
+from ..proto.transport import Path
+
+log = logging.getLogger(__name__)
+
+IPV4_SOCKET = 0
+IPV6_SOCKET = 1
+
+RECEIVE_BUFFER = 4 << 20
+"""Bytes. 100 ms of 100,000 voice packets a second with the kernel's own overhead of about 400 bytes each."""
+SEND_BUFFER = 1 << 20
+
+# asm-generic/socket.h, linux/in.h, linux/in6.h; Python does not name them.
+_SO_SNDBUFFORCE = 32
+_SO_RCVBUFFORCE = 33
+_IP_MTU_DISCOVER = 10
+_IPV6_MTU_DISCOVER = 23
+_PMTUDISC_DONT = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSockets:
+    """The two sockets; `v6` is None on a host without IPv6."""
+
+    v4: socket.socket
+    v6: socket.socket | None
+
+    @property
+    def ports(self) -> dict[int, int]:
+        """Local port by socket number."""
+        return {number: sock.getsockname()[1] for number, sock in self.numbered().items()}
+
+    def numbered(self) -> dict[int, socket.socket]:
+        """Sockets by the number that `Path.socket` uses."""
+        found = {IPV4_SOCKET: self.v4}
+        if self.v6 is not None:
+            found[IPV6_SOCKET] = self.v6
+        return found
+
+    def close(self) -> None:
+        """Close both."""
+        for sock in self.numbered().values():
+            sock.close()
+
+
+def open_sockets(port: int) -> NetworkSockets:
+    """Bind `port` (0: a random one) on IPv4 and the same on IPv6 if it is free there.
+
+    A kept port that somebody else took meanwhile is given up for a random one. Raises OSError.
+    """
+    try:
+        v4 = _open(socket.AF_INET, port)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE or port == 0:
+            raise
+        log.warning("udp port taken, using another port=%d", port)
+        v4 = _open(socket.AF_INET, 0)
+    return NetworkSockets(v4, _open_ipv6(v4.getsockname()[1]))
+
+
+def _open_ipv6(port: int) -> socket.socket | None:
+    for candidate in (port, 0):
+        try:
+            return _open(socket.AF_INET6, candidate)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                log.info("no ipv6 socket reason=%s", error.strerror)
+                return None
+    return None
+
+
+def _open(family: socket.AddressFamily, port: int) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        _enlarge(sock)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT)
+        else:
+            # Fragments beat a black hole while the path's MTU is unknown; voice packets never reach that size.
+            sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DONT)
+        sock.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _enlarge(sock: socket.socket) -> None:
+    for forced, plain, size in (
+        (_SO_RCVBUFFORCE, socket.SO_RCVBUF, RECEIVE_BUFFER),
+        (_SO_SNDBUFFORCE, socket.SO_SNDBUF, SEND_BUFFER),
+    ):
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, forced, size)
+        except PermissionError:
+            sock.setsockopt(socket.SOL_SOCKET, plain, size)
+
+
+def send(sockets: NetworkSockets, path: Path, data: bytes) -> bool:
+    """Send one control datagram; False if the kernel would not take it (full buffer, no route): it is then lost."""
+    sock = sockets.numbered().get(path.socket)
+    if sock is None:
+        return False
+    payload = data if path.relay is None else path.relay.header() + data
+    try:
+        sock.sendto(payload, (path.remote.host, path.remote.port))
+    except OSError as error:
+        log.debug("send failed to=%s error=%s", path, error)
+        return False
+    return True
+

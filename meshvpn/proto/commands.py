@@ -1,0 +1,119 @@
+"""What a node tells its data plane: the engine in the daemon, its twin in simulations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from .transport import Path
+from .wireguard import ForgetKeypairs, InstallKeypair, SendKeepalive
+
+
+@dataclass(frozen=True, slots=True)
+class AddPeer:
+    """A member became a peer; `routes` are (network bytes, prefix length) of its addresses."""
+
+    peer: int
+    routes: tuple[tuple[bytes, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RemovePeer:
+    """The member is gone: its keys, routes and queued packets go with it."""
+
+    peer: int
+
+
+@dataclass(frozen=True, slots=True)
+class MovePeer:
+    """Send to `primary` from now on, and to `secondary` too if there is one; None: there is no way."""
+
+    peer: int
+    primary: Path | None
+    secondary: Path | None
+
+
+Command = AddPeer | RemovePeer | MovePeer | InstallKeypair | ForgetKeypairs | SendKeepalive
+
+
+class DataPlane(Protocol):
+    """The calls of tun.engine.Engine that commands come down to."""
+
+    def add_peer(self, peer: int, *, roams: bool = ...) -> None:
+        """See tun/engine.pyi."""
+
+    def remove_peer(self, peer: int) -> None:
+        """See tun/engine.pyi."""
+
+    def add_route(self, network: bytes, length: int, peer: int) -> None:
+        """See tun/engine.pyi."""
+
+    def set_endpoint(
+        self,
+        peer: int,
+        socket: int,
+        host: str,
+        port: int,
+        relay_header: bytes = ...,
+        *,
+        secondary: tuple[int, str, int, bytes] | None = ...,
+    ) -> None:
+        """See tun/engine.pyi."""
+
+    def clear_endpoint(self, peer: int) -> None:
+        """See tun/engine.pyi."""
+
+    def install_keypair(
+        self,
+        peer: int,
+        *,
+        local_index: int,
+        remote_index: int,
+        send_key: bytes,
+        receive_key: bytes,
+        is_initiator: bool,
+        created_at: float,
+    ) -> None:
+        """See tun/engine.pyi."""
+
+    def forget_keypairs(self, peer: int) -> None:
+        """See tun/engine.pyi."""
+
+    def send_keepalive(self, peer: int) -> bool:
+        """See tun/engine.pyi."""
+
+
+def apply(command: Command, plane: DataPlane) -> None:
+    """Carry out one command."""
+    match command:
+        case AddPeer(peer=peer, routes=routes):
+            plane.add_peer(peer)
+            for network, length in routes:
+                plane.add_route(network, length, peer)
+        case RemovePeer(peer=peer):
+            plane.remove_peer(peer)
+        case MovePeer(peer=peer, primary=None):
+            plane.clear_endpoint(peer)
+        case MovePeer(peer=peer, primary=Path() as primary, secondary=secondary):
+            plane.set_endpoint(
+                peer, *_endpoint(primary), secondary=None if secondary is None else _endpoint(secondary)
+            )
+        case InstallKeypair():
+            plane.install_keypair(
+                command.peer,
+                local_index=command.local_index,
+                remote_index=command.remote_index,
+                send_key=command.send_key,
+                receive_key=command.receive_key,
+                is_initiator=command.is_initiator,
+                created_at=command.created_at,
+            )
+        case ForgetKeypairs(peer=peer):
+            plane.forget_keypairs(peer)
+        case SendKeepalive(peer=peer):
+            plane.send_keepalive(peer)
+
+
+def _endpoint(path: Path) -> tuple[int, str, int, bytes]:
+    header = b"" if path.relay is None else path.relay.header()
+    return path.socket, path.remote.host, path.remote.port, header

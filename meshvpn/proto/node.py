@@ -1,0 +1,683 @@
+"""A node: one network as one member runs it. Joins the machines of this package into one that a shell drives.
+
+    datagrams ─┬─ STUN ──────▶ Gatherer ── our candidates, the relay binding ──┐
+               ├─ disco ─────▶ PathAgent of the peer ── primary path ──────────┼─▶ commands for the data plane
+               └─ WireGuard ─▶ WireGuard ── keypairs ──────────────────────────┘
+    control messages ─▶ ControlSession ─▶ Roster ── members ─▶ peers; offers ─▶ PathAgent
+
+After every `handle_…` take transmits, control messages, commands and events, then ask for the next timeout.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from . import control, disco, owner, stun
+from .candidate import Candidate, Offer
+from .commands import AddPeer, Command, MovePeer, RemovePeer
+from .control import CharterChanged, MemberChanged, MemberEntry, MemberLeft, Presence, PresenceEntry, Signalled
+from .control_session import (
+    ConnectWanted,
+    ControlSession,
+    DisconnectWanted,
+    RequestFinished,
+    SessionAttached,
+    SessionEvent,
+    SessionLost,
+    SessionRefused,
+    attach_opening,
+)
+from .disco import Ping
+from .drops import DropReason
+from .errors import MalformedMessage, MembershipError
+from .gather import CandidatesChanged, Gatherer, RelayBound, RelayUnbound
+from .keys import Identity, NetworkKeys
+from .path import OfferWanted, PrimaryChanged
+from .peer import MeshPeer, PeerState, Traffic, make_peer
+from .roster import (
+    EpochChanged,
+    Member,
+    MemberAdded,
+    MemberRemoved,
+    NetworkDeleted,
+    Roster,
+    SelfEvicted,
+    SelfReinstated,
+)
+from .roster import MemberChanged as RecordChanged
+from .signed import Signed
+from .timers import Stamps
+from .transport import Address, Path, RelayHop, Transmit
+from .wireguard import HandshakeGaveUp, SessionEstablished, WireGuard
+
+MAX_PEERS = control.MAX_MEMBERS
+"""Peers of one node: everybody but us."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The secrets of one member; 32 bytes each. `disco` is made anew at each start of the daemon."""
+
+    identity: Identity
+    tunnel: bytes
+    disco: bytes
+    network_owner: Identity | None = None
+    """The network's own key pair: the creator, or who imported it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What our record says besides keys."""
+
+    nick: str
+    software: str
+    joined_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class RosterSaved:
+    """The roster or the own record changed: it must reach the disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerChanged:
+    """A peer's state as users see it changed (`state` None: it is no peer any more, `reason` says why)."""
+
+    member: Member
+    state: PeerState | None
+    path: Path | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerChanged:
+    """The control connection came, went, or was refused."""
+
+    state: str
+    detail: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ActionFinished:
+    """A request of the user was carried out, or refused with a code."""
+
+    rid: int
+    code: str | None
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """We are out of the network: `evicted`, `deleted` or `left`; `reinstated` takes an eviction back."""
+
+    reason: str
+
+
+NodeEvent = (
+    RosterSaved | PeerChanged | ServerChanged | ActionFinished | Removed | ConnectWanted | DisconnectWanted
+)
+
+
+class Node:
+    """One network of one member. Times are monotonic seconds; `wall_ns` is Unix time in nanoseconds."""
+
+    def __init__(
+        self,
+        *,
+        keys: Keys,
+        profile: Profile,
+        roster: Roster,
+        session: ControlSession,
+        own_record: Signed | None,
+        entropy: Callable[[int], bytes],
+    ) -> None:
+        self.roster = roster
+        self.session = session
+        self.profile = profile
+        self.own_record = own_record
+        self.drops: Counter[DropReason] = Counter()
+        self.peers: dict[bytes, MeshPeer] = {}
+        self._keys = keys
+        self._entropy = entropy
+        self._wireguard = WireGuard(keys.tunnel, entropy=entropy)
+        self._gatherer = Gatherer(entropy)
+        self._by_number: dict[int, MeshPeer] = {}
+        self._by_disco: dict[bytes, MeshPeer] = {}
+        self._candidates: tuple[Candidate, ...] = ()
+        self._relay_server: tuple[Address, int] | None = None
+        self._relay_id = 0
+        self._udp_hosts: tuple[str, ...] = ()
+        self._updates: dict[int, owner.CharterUpdate] = {}
+        self._transmits: list[Transmit] = []
+        self._commands: list[Command] = []
+        self._events: list[NodeEvent] = []
+
+    # --- what the shell reports -------------------------------------------------------------------------------
+
+    def handle_start(self, last_known: Mapping[bytes, Path], *, now: float, wall_ns: int) -> None:
+        """Bring up the peers of the cached roster and connect. `last_known` is what `last_good_paths` gave before."""
+        for member in self.roster.members.values():
+            self._add_peer(member, now=now, wall_ns=wall_ns)
+        for identity, path in last_known.items():
+            if (peer := self.peers.get(identity)) is not None and path.is_direct:
+                peer.last_known = path
+                self._try_last_known(peer)
+        self.session.handle_start(now=now)
+        self._settle(now, wall_ns)
+
+    def handle_connected(self, hosts: Sequence[str], *, now: float, wall_ns: int) -> None:
+        """The control connection is open; `hosts` are the server's addresses."""
+        self._udp_hosts = tuple(hosts)
+        self.session.handle_connected(now=now)
+        self._settle(now, wall_ns)
+
+    def handle_disconnected(self, *, now: float, wall_ns: int) -> None:
+        """The control connection could not be opened, or ended. Calls in progress do not notice."""
+        self.session.handle_disconnected(now=now)
+        self._settle(now, wall_ns)
+
+    def handle_control_message(self, data: bytes, *, now: float, wall_ns: int) -> None:
+        """One message of the rendezvous."""
+        outcome = self.session.handle_message(data, now=now)
+        self._settle_session(now, wall_ns)
+        match outcome:
+            case CharterChanged(charter=charter, members=members):
+                self._count(self.roster.handle_charter(charter, members, wall=_seconds(wall_ns)))
+                self._publish_record_if_missing(members, now, wall_ns)
+            case MemberChanged(entry=entry):
+                self._count(self.roster.handle_entry(entry, wall=_seconds(wall_ns)))
+            case MemberLeft(leave=leave):
+                self._count(self.roster.handle_leave(leave, wall=_seconds(wall_ns)))
+            case Presence(entry=entry):
+                self._handle_presence(entry, now)
+            case Signalled():
+                self._count(self._handle_signalled(outcome, now))
+            case DropReason():
+                self._count(outcome)
+        self._settle(now, wall_ns)
+
+    def handle_datagram(self, data: bytes, path: Path, *, now: float, wall_ns: int) -> None:
+        """A datagram that the engine did not keep for itself."""
+        if stun.is_stun(data):
+            reason = self._gatherer.handle_datagram(data, path, now=now)
+        elif disco.is_disco(data):
+            reason = self._handle_disco(data, path, now)
+        else:
+            reason = self._wireguard.handle_datagram(data, path, now=now, wall_ns=wall_ns)
+        self._count(reason)
+        self._settle(now, wall_ns)
+
+    def handle_local_addresses(
+        self, hosts: Sequence[str], ports: Mapping[int, int], *, now: float, wall_ns: int
+    ) -> None:
+        """This host's addresses (without the mesh's own) and the sockets' ports."""
+        self._gatherer.handle_local_addresses(hosts, ports, now=now)
+        self._settle(now, wall_ns)
+
+    def handle_network_change(self, *, now: float, wall_ns: int) -> None:
+        """Addresses or routes changed, or the machine slept."""
+        self._gatherer.handle_network_change(now=now)
+        for peer in self.peers.values():
+            peer.agent.handle_network_change(now=now)
+        self.session.handle_retry(now=now)
+        self._settle(now, wall_ns)
+
+    def handle_handshake_wanted(self, number: int, *, now: float, wall_ns: int) -> None:
+        """The engine has packets for the peer and no usable keypair."""
+        if number in self._by_number:
+            self._wireguard.handle_handshake_wanted(number, now=now, wall_ns=wall_ns)
+        self._settle(now, wall_ns)
+
+    def handle_rekey_wanted(self, number: int, *, now: float, wall_ns: int) -> None:
+        """The keypair in use grows old."""
+        if number in self._by_number:
+            self._wireguard.handle_rekey_wanted(number, now=now, wall_ns=wall_ns)
+        self._settle(now, wall_ns)
+
+    def handle_keypair_confirmed(self, number: int, local_index: int, *, now: float, wall_ns: int) -> None:
+        """The peer used the keypair that our response made."""
+        if number in self._by_number:
+            self._wireguard.handle_keypair_confirmed(number, local_index, now=now)
+        self._settle(now, wall_ns)
+
+    def handle_path_seen(self, number: int, path: Path, *, now: float, wall_ns: int) -> None:
+        """An authenticated packet of the peer came on another path than the one we send on."""
+        if (peer := self._by_number.get(number)) is not None:
+            peer.agent.handle_path_seen(path, now=now)
+        self._settle(now, wall_ns)
+
+    def handle_traffic(
+        self, number: int, traffic: Traffic, stamps: Stamps, *, now: float, wall_ns: int
+    ) -> None:
+        """The engine's figures for one peer, read about once a second."""
+        if (peer := self._by_number.get(number)) is None:
+            return
+        peer.traffic = traffic
+        self._wireguard.handle_stats(number, stamps, now=now, wall_ns=wall_ns)
+        peer.agent.handle_traffic(traffic.rx_packets, traffic.tx_packets, now=now)
+        self._settle(now, wall_ns)
+
+    # --- time and output --------------------------------------------------------------------------------------
+
+    def next_timeout(self) -> float | None:
+        """The earliest deadline of all machines."""
+        deadlines = [self.session.next_timeout(), self._gatherer.next_timeout(), self._wireguard.next_timeout()]
+        deadlines.extend(peer.agent.next_timeout() for peer in self.peers.values())
+        return min((at for at in deadlines if at is not None), default=None)
+
+    def handle_timeout(self, *, now: float, wall_ns: int) -> None:
+        """Do everything that is due."""
+        self.session.handle_timeout(now=now)
+        self._gatherer.handle_timeout(now=now)
+        self._wireguard.handle_timeout(now=now, wall_ns=wall_ns)
+        for peer in self.peers.values():
+            at = peer.agent.next_timeout()
+            if at is not None and at <= now:
+                peer.agent.handle_timeout(now=now)
+        self._settle(now, wall_ns)
+
+    def take_transmits(self) -> list[Transmit]:
+        """Datagrams to send; clears."""
+        transmits, self._transmits = self._transmits, []
+        return transmits
+
+    def take_control_messages(self) -> list[bytes]:
+        """Messages for the rendezvous; clears."""
+        return self.session.take_messages()
+
+    def take_commands(self) -> list[Command]:
+        """What the data plane must do, in order; clears."""
+        commands, self._commands = self._commands, []
+        return commands
+
+    def take_events(self) -> list[NodeEvent]:
+        """What the shell must know or do; clears."""
+        events, self._events = self._events, []
+        return events
+
+    def last_good_paths(self) -> dict[bytes, Path]:
+        """Direct paths that work now, by member identity: worth keeping for the next start."""
+        return {
+            identity: peer.agent.primary
+            for identity, peer in self.peers.items()
+            if peer.state is PeerState.DIRECT and peer.agent.primary is not None
+        }
+
+    # --- what the user asks for -------------------------------------------------------------------------------
+
+    def evict(self, peer: str, password: str, keys: NetworkKeys | None, *, now: float, wall_ns: int) -> int:
+        """Put a member out. `password` is retire, keep or new (with `keys`). The answer is an ActionFinished."""
+        member = self.find_member(peer)
+        update = owner.evict(
+            self.roster,
+            self._signer(),
+            member.identity,
+            keys if keys is not None else password,
+            entropy=self._entropy,
+            wall=_seconds(wall_ns),
+        )
+        return self._publish(update, now, wall_ns)
+
+    def unban(self, peer: str, *, now: float, wall_ns: int) -> int:
+        """Let an evicted identity join again."""
+        identity = self.find_evicted(peer)
+        update = owner.unban(self.roster, self._signer(), identity, entropy=self._entropy, wall=_seconds(wall_ns))
+        return self._publish(update, now, wall_ns)
+
+    def change_password(self, keys: NetworkKeys, *, now: float, wall_ns: int) -> int:
+        """Give the network a new password for who joins from now on."""
+        update = owner.change_password(
+            self.roster, self._signer(), keys, entropy=self._entropy, wall=_seconds(wall_ns)
+        )
+        return self._publish(update, now, wall_ns)
+
+    def delete(self, *, now: float, wall_ns: int) -> int:
+        """End the network for everybody."""
+        update = owner.delete_network(self.roster, self._signer(), entropy=self._entropy, wall=_seconds(wall_ns))
+        return self._publish(update, now, wall_ns)
+
+    def leave(self, *, now: float, wall_ns: int) -> int:
+        """Leave for good."""
+        leave = owner.make_leave(self.roster.uid, self._keys.identity, wall=_seconds(wall_ns))
+        rid = self.session.request(lambda rid: control.PutLeave(rid=rid, leave=leave), now=now)
+        self._settle(now, wall_ns)
+        return rid
+
+    def rename(self, nick: str, *, now: float, wall_ns: int) -> int | None:
+        """Take another nickname; without a connection the others learn it later (None)."""
+        self.profile = Profile(nick, self.profile.software, self.profile.joined_at)
+        rid = self._publish_record(now, wall_ns)
+        self._settle(now, wall_ns)
+        return rid
+
+    def find_member(self, text: str) -> Member:
+        """A member by nick, address or identity prefix (hex, 4 digits or more). Raises MembershipError."""
+        wanted = text.casefold()
+        found = [
+            member
+            for member in self.roster.members.values()
+            if wanted in (member.nick.casefold(), member.address, member.address6)
+            or (len(wanted) >= 4 and member.identity.hex().startswith(wanted))
+        ]
+        if len(found) != 1:
+            problem = "is not a member" if not found else f"fits {len(found)} members"
+            raise MembershipError(f"{text!r} {problem}; see `meshvpn list` for nicks, addresses and identities")
+        return found[0]
+
+    def find_evicted(self, text: str) -> bytes:
+        """An evicted identity by nick (if it is remembered) or identity prefix. Raises MembershipError."""
+        wanted = text.casefold()
+        found = [
+            identity
+            for identity, nick in self.roster.evicted_nicks().items()
+            if wanted == nick.casefold() or (len(wanted) >= 4 and identity.hex().startswith(wanted))
+        ]
+        if len(found) != 1:
+            problem = "is not evicted" if not found else f"fits {len(found)} evicted identities"
+            raise MembershipError(f"{text!r} {problem}; see `meshvpn list --json` for evicted identities")
+        return found[0]
+
+    # --- inside -----------------------------------------------------------------------------------------------
+
+    def _signer(self) -> Identity:
+        if self._keys.network_owner is not None:
+            return self._keys.network_owner
+        return self._keys.identity
+
+    def _publish(self, update: owner.CharterUpdate, now: float, wall_ns: int) -> int:
+        rid = self.session.request(
+            lambda rid: control.PutCharter(rid=rid, charter=update.charter, envelopes=update.envelopes), now=now
+        )
+        self._updates[rid] = update
+        self._settle(now, wall_ns)
+        return rid
+
+    def _count(self, reason: DropReason | None) -> None:
+        if reason is not None:
+            self.drops[reason] += 1
+
+    def _handle_disco(self, data: bytes, path: Path, now: float) -> DropReason | None:
+        peer = self._by_disco.get(disco.sender_key(data))
+        if peer is None:
+            return DropReason.UNKNOWN_PEER
+        try:
+            message = peer.agent.disco.open(data)
+        except MalformedMessage as error:
+            return error.reason
+        return peer.agent.handle_disco(message, path, now=now)
+
+    def _handle_signalled(self, message: Signalled, now: float) -> DropReason | None:
+        peer = self.peers.get(message.source)
+        plaintext = self.roster.open_from_members(message.payload)
+        if peer is None or plaintext is None:
+            return DropReason.UNKNOWN_PEER if peer is None else DropReason.DECRYPT_FAILED
+        try:
+            offer = Offer.decode(plaintext)
+        except MalformedMessage as error:
+            return error.reason
+        if offer.uid != self.roster.uid or offer.destination != self._keys.identity.public:
+            return DropReason.NOT_FOR_US
+        if offer.source != message.source:
+            return DropReason.BAD_SIGNATURE
+        if not peer.is_newer_offer(offer):
+            return DropReason.STALE
+        peer.last_offer = (offer.disco_key, offer.sequence)
+        peer.agent.handle_offer(offer, now=now)
+        return None
+
+    def _handle_presence(self, entry: PresenceEntry, now: float) -> None:
+        peer = self.peers.get(entry.identity)
+        if peer is None:
+            return
+        peer.is_online = entry.relay_id != 0
+        if entry.relay_id:
+            # An absent member keeps its old relay id: its binding at the relay outlives the control connection.
+            peer.relay_id = entry.relay_id
+            self._update_relay(peer, now)
+            self._send_offer(peer, now)
+
+    def _update_relay(self, peer: MeshPeer, now: float) -> None:
+        if self._relay_server is None or not peer.relay_id:
+            peer.agent.handle_relay(None, now=now)
+            return
+        server, socket = self._relay_server
+        peer.agent.handle_relay(Path(socket, server, RelayHop(self._relay_id, peer.relay_id)), now=now)
+
+    def _send_offer(self, peer: MeshPeer, now: float) -> None:
+        peer.offers_sent += 1
+        offer = Offer(
+            format=1,
+            uid=self.roster.uid,
+            source=self._keys.identity.public,
+            destination=peer.member.identity,
+            sequence=peer.offers_sent,
+            disco_key=disco.public_key(self._keys.disco),
+            candidates=list(self._candidates),
+        )
+        sealed = self.roster.seal_for_members(offer.encode(), entropy=self._entropy)
+        self.session.send(control.Signal(to=peer.member.identity, payload=sealed))
+
+    # Peers follow the roster.
+
+    def _add_peer(self, member: Member, *, now: float, wall_ns: int) -> None:
+        if member.is_pending or len(self.peers) >= MAX_PEERS:
+            return
+        number = next(number for number in range(1, MAX_PEERS + 2) if number not in self._by_number)
+        peer = make_peer(number, member, self._keys.disco, entropy=self._entropy)
+        self.peers[member.identity] = self._by_number[number] = self._by_disco[member.disco_key] = peer
+        keys = self.roster.preshared_keys(member, wall=_seconds(wall_ns))
+        self._wireguard.add_peer(number, member.tunnel_key, keys)
+        self._commands.append(AddPeer(number, peer.routes))
+        peer.agent.handle_local_candidates(self._candidates, now=now)
+
+    def _change_peer(self, old: Member, new: Member, now: float, wall_ns: int) -> None:
+        peer = self.peers.get(old.identity)
+        if peer is None:
+            return self._add_peer(new, now=now, wall_ns=wall_ns)
+        if old.tunnel_key != new.tunnel_key or old.address != new.address or new.is_pending:
+            self._remove_peer(old)
+            return self._add_peer(new, now=now, wall_ns=wall_ns)
+        peer.member = new
+        if old.disco_key != new.disco_key:
+            self._by_disco.pop(old.disco_key, None)
+            self._by_disco[new.disco_key] = peer
+            peer.agent.handle_remote_disco(disco.DiscoBox(self._keys.disco, new.disco_key), now=now)
+            self._send_offer(peer, now)
+        return None
+
+    def _remove_peer(self, member: Member) -> None:
+        peer = self.peers.pop(member.identity, None)
+        if peer is None:
+            return
+        del self._by_number[peer.number]
+        self._by_disco.pop(peer.member.disco_key, None)
+        self._wireguard.remove_peer(peer.number)
+        self._commands.append(RemovePeer(peer.number))
+
+    def _update_preshared_keys(self, wall_ns: int) -> None:
+        for peer in self.peers.values():
+            keys = self.roster.preshared_keys(peer.member, wall=_seconds(wall_ns))
+            self._wireguard.set_preshared_keys(peer.number, keys)
+
+    # Our own record.
+
+    def _publish_record_if_missing(self, members: Sequence[MemberEntry], now: float, wall_ns: int) -> None:
+        """The server must hold our newest record; who resealed it for a new epoch may have had an older one."""
+        own = next((entry for entry in members if entry.identity == self._keys.identity.public), None)
+        if self.own_record is None or own is None or self.roster.open_envelope(own.envelope) != self.own_record:
+            self._publish_record(now, wall_ns)
+
+    def _publish_record(self, now: float, wall_ns: int) -> int | None:
+        previous = 0 if self.own_record is None else owner.record_sequence(self.own_record)
+        made = owner.make_record(
+            self.roster,
+            self._keys.identity,
+            nick=self.profile.nick,
+            tunnel_key=self._wireguard.public_key,
+            disco_key=disco.public_key(self._keys.disco),
+            joined_at=self.profile.joined_at,
+            sequence=max(previous + 1, _seconds(wall_ns)),
+            software=self.profile.software,
+            entropy=self._entropy,
+        )
+        self.own_record = made.record
+        self._events.append(RosterSaved())
+        if not self.session.is_attached:
+            return None
+        return self.session.request(lambda rid: control.PutRecord(rid=rid, envelope=made.envelope), now=now)
+
+    # Draining the machines. Each may wake another: session → roster → peers → paths → handshakes.
+
+    def _settle(self, now: float, wall_ns: int) -> None:
+        self._settle_session(now, wall_ns)
+        self._settle_roster(now, wall_ns)
+        self._settle_gatherer(now)
+        for peer in list(self.peers.values()):
+            self._settle_peer(peer, now, wall_ns)
+        self._settle_wireguard(now)
+
+    def _settle_session(self, now: float, wall_ns: int) -> None:
+        for event in self.session.take_events():
+            self._handle_session_event(event, now, wall_ns)
+
+    def _handle_session_event(self, event: SessionEvent, now: float, wall_ns: int) -> None:
+        match event:
+            case ConnectWanted():
+                self._events.append(event)
+                self._events.append(ServerChanged("connecting", None))
+            case DisconnectWanted():
+                self._events.append(event)
+            case SessionAttached(answer=answer, welcome=welcome):
+                self._handle_attached(answer, welcome, now, wall_ns)
+            case SessionLost():
+                self._events.append(ServerChanged("connecting", None))
+                for peer in self.peers.values():
+                    peer.is_online = peer.is_online and peer.agent.is_reachable
+            case SessionRefused(code=code, message=message):
+                self._events.append(ServerChanged("refused", f"{message} ({code})"))
+            case RequestFinished(rid=rid, code=code, message=message):
+                self._finish_request(rid, code, message, now, wall_ns)
+
+    def _handle_attached(
+        self, answer: control.Attached, welcome: control.Welcome, now: float, wall_ns: int
+    ) -> None:
+        self.session.use_attach(attach_opening(self._keys.identity, self.roster.uid))
+        self._count(self.roster.handle_charter(answer.charter, answer.members, wall=_seconds(wall_ns)))
+        for entry in answer.members:
+            self._count(self.roster.handle_entry(entry, wall=_seconds(wall_ns)))
+        self._settle_roster(now, wall_ns)
+        ports = dict.fromkeys((welcome.udp_port, welcome.udp_port2))
+        self._gatherer.handle_servers([Address(host, port) for host in self._udp_hosts for port in ports], now=now)
+        self._relay_id = answer.relay.id
+        self._gatherer.handle_relay_grant(answer.relay, now=now)
+        self._publish_record_if_missing(answer.members, now, wall_ns)
+        for entry in answer.online:
+            self._handle_presence(entry, now)
+        self._events.append(ServerChanged("connected", None))
+
+    def _finish_request(self, rid: int, code: str | None, message: str, now: float, wall_ns: int) -> None:
+        update = self._updates.pop(rid, None)
+        if update is not None and code is None:
+            entries = self.roster.entries_with(update.envelopes)
+            self._count(self.roster.handle_charter(update.charter, entries, wall=_seconds(wall_ns)))
+        self._events.append(ActionFinished(rid, code, message))
+
+    def _settle_roster(self, now: float, wall_ns: int) -> None:
+        events = self.roster.take_events()
+        for event in events:
+            match event:
+                case MemberAdded(member=member):
+                    self._add_peer(member, now=now, wall_ns=wall_ns)
+                case RecordChanged(old=old, new=new):
+                    self._change_peer(old, new, now, wall_ns)
+                case MemberRemoved(member=member, reason=reason):
+                    self._remove_peer(member)
+                    self._events.append(PeerChanged(member, None, None, reason))
+                case EpochChanged():
+                    self._update_preshared_keys(wall_ns)
+                case SelfEvicted():
+                    self._leave_data_plane()
+                    self._events.append(Removed("evicted"))
+                case SelfReinstated():
+                    self._events.append(Removed("reinstated"))
+                case NetworkDeleted():
+                    self._leave_data_plane()
+                    self._events.append(Removed("deleted"))
+        if events:
+            self._events.append(RosterSaved())
+
+    def _leave_data_plane(self) -> None:
+        for peer in list(self.peers.values()):
+            self._remove_peer(peer.member)
+
+    def _settle_gatherer(self, now: float) -> None:
+        for event in self._gatherer.take_events():
+            match event:
+                case CandidatesChanged(candidates=candidates):
+                    self._candidates = tuple(candidates)
+                    for peer in self.peers.values():
+                        peer.agent.handle_local_candidates(self._candidates, now=now)
+                case RelayBound(server=server, socket=socket):
+                    self._relay_server = (server, socket)
+                    self._update_relays(now)
+                case RelayUnbound():
+                    self._relay_server = None
+                    self._update_relays(now)
+        self._transmits.extend(self._gatherer.take_transmits())
+
+    def _update_relays(self, now: float) -> None:
+        for peer in self.peers.values():
+            self._update_relay(peer, now)
+
+    def _settle_peer(self, peer: MeshPeer, now: float, wall_ns: int) -> None:
+        for event in peer.agent.take_events():
+            match event:
+                case PrimaryChanged(primary=primary, secondary=secondary):
+                    self._move_peer(peer, primary, secondary, now, wall_ns)
+                case OfferWanted():
+                    self._send_offer(peer, now)
+        self._transmits.extend(peer.agent.take_transmits())
+        if peer.state is not peer.reported:
+            peer.reported = peer.state
+            self._events.append(PeerChanged(peer.member, peer.state, peer.agent.primary))
+
+    def _move_peer(
+        self, peer: MeshPeer, primary: Path | None, secondary: Path | None, now: float, wall_ns: int
+    ) -> None:
+        if primary is None and peer.last_known is not None:
+            self._try_last_known(peer)
+            return
+        peer.tentative = None
+        self._commands.append(MovePeer(peer.number, primary, secondary))
+        if primary is not None:
+            self._wireguard.handle_path_available(peer.number, now=now, wall_ns=wall_ns)
+
+    def _try_last_known(self, peer: MeshPeer) -> None:
+        if peer.agent.primary is None and peer.last_known is not None:
+            peer.tentative = peer.last_known
+            self._commands.append(MovePeer(peer.number, peer.tentative, None))
+
+    def _settle_wireguard(self, now: float) -> None:
+        for event in self._wireguard.take_events():
+            match event:
+                case SessionEstablished(peer=number):
+                    self._by_number[number].session_at = now
+                case HandshakeGaveUp():
+                    pass
+                case _:
+                    self._commands.append(event)
+        for transmit in self._wireguard.take_transmits():
+            path = transmit.path
+            if path is None and transmit.peer is not None:
+                peer = self._by_number[transmit.peer]
+                path = peer.agent.primary or peer.tentative
+            if path is None:
+                self._count(DropReason.NO_ENDPOINT)
+            else:
+                self._transmits.append(Transmit(path, transmit.data))
+
+
+def _seconds(wall_ns: int) -> int:
+    return wall_ns // 1_000_000_000

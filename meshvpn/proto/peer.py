@@ -1,0 +1,85 @@
+"""One member as this node deals with it: its number in the engine, its paths, what was last counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from ipaddress import ip_address
+
+from .candidate import Offer
+from .disco import DiscoBox
+from .path import PathAgent
+from .roster import Member
+from .transport import Path
+
+
+class PeerState(StrEnum):
+    """What a user sees of a peer."""
+
+    DIRECT = "direct"
+    RELAY = "relay"
+    CONNECTING = "connecting"
+    OFFLINE = "offline"
+    PENDING = "pending"
+
+
+@dataclass(slots=True)
+class Traffic:
+    """The engine's last figures for the peer."""
+
+    rx_packets: int = 0
+    tx_packets: int = 0
+    rx_bytes: int = 0
+    tx_bytes: int = 0
+
+
+@dataclass(slots=True)
+class MeshPeer:
+    """A member and the machines that serve it."""
+
+    number: int
+    member: Member
+    agent: PathAgent
+    relay_id: int = 0
+    is_online: bool = False
+    traffic: Traffic = field(default_factory=Traffic)
+    session_at: float | None = None
+    """When the last WireGuard session was agreed on, monotonic seconds."""
+    last_known: Path | None = None
+    """A path that worked before the daemon was restarted: worth a handshake when nothing else is known."""
+    tentative: Path | None = None
+    """The path that the engine was given without a verified one."""
+    offers_sent: int = 0
+    last_offer: tuple[bytes, int] | None = None
+    """Disco key and sequence of the newest offer that was accepted."""
+    reported: PeerState | None = None
+
+    @property
+    def state(self) -> PeerState:
+        """Direct and relay mean that a round trip came back on that path, never just hope."""
+        if self.member.is_pending:
+            return PeerState.PENDING
+        primary = self.agent.primary
+        if primary is not None and self.agent.is_reachable:
+            return PeerState.DIRECT if primary.is_direct else PeerState.RELAY
+        return PeerState.CONNECTING if self.is_online else PeerState.OFFLINE
+
+    @property
+    def routes(self) -> tuple[tuple[bytes, int], ...]:
+        """The prefixes whose packets go to this peer and may come from it."""
+        hosts = [ip_address(self.member.address), ip_address(self.member.address6)]
+        return tuple((host.packed, host.max_prefixlen) for host in hosts)
+
+    def is_newer_offer(self, offer: Offer) -> bool:
+        """False for an offer that was played back, or that is for a daemon run that has ended."""
+        if offer.disco_key != self.member.disco_key:
+            return False
+        return self.last_offer is None or self.last_offer[0] != offer.disco_key or offer.sequence > self.last_offer[1]
+
+
+def make_peer(
+    number: int, member: Member, disco_secret: bytes, *, entropy: Callable[[int], bytes]
+) -> MeshPeer:
+    """A peer without any path yet."""
+    return MeshPeer(number, member, PathAgent(disco=DiscoBox(disco_secret, member.disco_key), entropy=entropy))

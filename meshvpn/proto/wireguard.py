@@ -1,0 +1,388 @@
+"""The WireGuard handshakes of one node with all its peers (whitepaper §5.4, §6). Transport packets are the engine's.
+
+Per peer there is at most one initiation of ours under way and, in the engine, the keypairs that came of handshakes:
+
+    wanted ──initiation──▶ waiting ──response──▶ InstallKeypair, SendKeepalive
+       ▲                      │ no answer: again after 1 s, 2 s, then REKEY_TIMEOUT; gives up after REKEY_ATTEMPT_TIME
+       └── new data ──────────┘
+    initiation of the peer ──response──▶ InstallKeypair as `next` ──first packet──▶ handle_keypair_confirmed
+
+Preshared keys are a list, newest first. The initiator accepts a response made with any of them. The responder answers
+with the newest and, as long as the peer does not use what came of it but asks again, with each in turn.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from . import messages, primitives, timers
+from .constants import (
+    INITIATION_INTERVAL,
+    MIN_RESEND,
+    NO_PRESHARED_KEY,
+    REKEY_ATTEMPT_TIME,
+    REKEY_TIMEOUT,
+    REKEY_TIMEOUT_JITTER,
+    STARTUP_RETRIES,
+)
+from .cookie import CookieChecker, CookieJar, HandshakeLimiter, LoadMeter
+from .drops import DropReason
+from .errors import MalformedMessage
+from .messages import CookieReply, Initiation, Response
+from .noise import Initiator, Responder, TransportKeys
+from .timers import Stamps
+from .transport import Path
+
+
+@dataclass(frozen=True, slots=True)
+class HandshakeTransmit:
+    """A handshake message. `path` None: on the peer's primary path; else back where the cause came from."""
+
+    peer: int | None
+    path: Path | None
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class InstallKeypair:
+    """Keys for the engine; see Engine.install_keypair."""
+
+    peer: int
+    local_index: int
+    remote_index: int
+    send_key: bytes
+    receive_key: bytes
+    is_initiator: bool
+    created_at: float
+
+    def __repr__(self) -> str:
+        """Without the keys."""
+        return f"InstallKeypair(peer={self.peer}, local_index={self.local_index:#x}, …)"
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetKeypairs:
+    """The peer's keys are too old for anything."""
+
+    peer: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendKeepalive:
+    """An empty packet is due."""
+
+    peer: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionEstablished:
+    """A handshake succeeded; its last message came on `path`, so the peer is there."""
+
+    peer: int
+    path: Path
+    is_initiator: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HandshakeGaveUp:
+    """No answer for REKEY_ATTEMPT_TIME."""
+
+    peer: int
+
+
+WireGuardEvent = InstallKeypair | ForgetKeypairs | SendKeepalive | SessionEstablished | HandshakeGaveUp
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """Our initiations until one is answered."""
+
+    started_at: float
+    sent_at: float = 0.0
+    retry_at: float = 0.0
+    tries: int = 0
+    index: int = 0
+    handshake: Initiator | None = None
+
+
+@dataclass(slots=True)
+class _Peer:
+    number: int
+    public_key: bytes
+    preshared_keys: tuple[bytes, ...]
+    jar: CookieJar
+    attempt: _Attempt | None = None
+    greatest_timestamp: bytes = bytes(12)
+    initiation_at: float = float("-inf")
+    unconfirmed_answers: int = 0
+    response_index: int = 0
+    last_timestamp: bytes = bytes(12)
+    keypair_at: float | None = None
+    keypair_indices: list[int] = field(default_factory=list)
+    persistent_keepalive: float | None = None
+
+
+class WireGuard:
+    """The machine. `wall_ns` is Unix time in nanoseconds, used for the initiation's timestamp only."""
+
+    def __init__(self, private_key: bytes, *, entropy: Callable[[int], bytes]) -> None:
+        self.public_key = primitives.x25519_public(private_key)
+        self.drops: Counter[DropReason] = Counter()
+        self._private_key = private_key
+        self._entropy = entropy
+        self._checker = CookieChecker(self.public_key, entropy=entropy)
+        self._limiter = HandshakeLimiter()
+        self._load = LoadMeter()
+        self._peers: dict[int, _Peer] = {}
+        self._by_key: dict[bytes, _Peer] = {}
+        self._by_index: dict[int, _Peer] = {}
+        self._transmits: list[HandshakeTransmit] = []
+        self._events: list[WireGuardEvent] = []
+
+    def add_peer(self, peer: int, public_key: bytes, preshared_keys: Sequence[bytes] = ()) -> None:
+        """A peer and its static key. Without preshared keys it is a plain WireGuard peer."""
+        if peer in self._peers or public_key in self._by_key:
+            raise ValueError(f"peer {peer} or its key is there already")
+        entry = _Peer(peer, public_key, _keys(preshared_keys), CookieJar(public_key))
+        self._peers[peer] = self._by_key[public_key] = entry
+
+    def set_preshared_keys(self, peer: int, keys: Sequence[bytes]) -> None:
+        """From the next handshake on; sessions that are up stay up."""
+        self._peers[peer].preshared_keys = _keys(keys)
+
+    def set_persistent_keepalive(self, peer: int, interval: float | None) -> None:
+        """Seconds after which an idle session is due an empty packet, or None."""
+        self._peers[peer].persistent_keepalive = interval
+
+    def remove_peer(self, peer: int) -> None:
+        """Forget the peer; handshakes of it that are under way die with it."""
+        entry = self._peers.pop(peer)
+        del self._by_key[entry.public_key]
+        self._by_index = {index: owner for index, owner in self._by_index.items() if owner is not entry}
+
+    def handle_datagram(self, data: bytes, path: Path, *, now: float, wall_ns: int) -> DropReason | None:
+        """A message of type 1, 2 or 3."""
+        reason = self._handle_datagram(data, path, now, wall_ns)
+        if reason is not None:
+            self.drops[reason] += 1
+        return reason
+
+    def handle_handshake_wanted(self, peer: int, *, now: float, wall_ns: int) -> None:
+        """The engine has data for the peer and no keypair to seal it with."""
+        self._start(self._peers[peer], now, wall_ns)
+
+    def handle_rekey_wanted(self, peer: int, *, now: float, wall_ns: int) -> None:
+        """The keypair in use is due for renewal (REKEY_AFTER_TIME, REKEY_AFTER_MESSAGES)."""
+        self._start(self._peers[peer], now, wall_ns)
+
+    def handle_keypair_confirmed(self, peer: int, local_index: int, *, now: float) -> None:
+        """The peer used the keypair that our response made."""
+        self._peers[peer].unconfirmed_answers = 0
+
+    def handle_stats(self, peer: int, stamps: Stamps, *, now: float, wall_ns: int) -> None:
+        """The engine's stamps, read about once a second: do what they say is due."""
+        entry = self._peers[peer]
+        if (at := timers.handshake_at(stamps)) is not None and at <= now:
+            self._start(entry, now, wall_ns)
+        if (at := timers.keepalive_at(stamps)) is not None and at <= now:
+            self._events.append(SendKeepalive(peer))
+        elif entry.persistent_keepalive is not None and entry.keypair_at is not None:
+            if timers.persistent_keepalive_at(stamps, entry.persistent_keepalive, entry.keypair_at) <= now:
+                self._events.append(SendKeepalive(peer))
+
+    def handle_path_available(self, peer: int, *, now: float, wall_ns: int) -> None:
+        """There is a (new) way to the peer: what may have been lost on the old one is sent again."""
+        entry = self._peers[peer]
+        if entry.attempt is not None and now - entry.attempt.sent_at >= MIN_RESEND:
+            self._send_initiation(entry, entry.attempt, now, wall_ns)
+
+    def next_timeout(self) -> float | None:
+        """The next repetition or end of keys."""
+        deadlines = [entry.attempt.retry_at for entry in self._peers.values() if entry.attempt is not None]
+        deadlines += [
+            timers.zero_at(entry.keypair_at) for entry in self._peers.values() if entry.keypair_at is not None
+        ]
+        return min(deadlines, default=None)
+
+    def handle_timeout(self, *, now: float, wall_ns: int) -> None:
+        """Repeat initiations, give up, forget keys."""
+        for entry in self._peers.values():
+            if entry.attempt is not None and entry.attempt.retry_at <= now:
+                self._retry(entry, entry.attempt, now, wall_ns)
+            if entry.keypair_at is not None and timers.zero_at(entry.keypair_at) <= now:
+                entry.keypair_at = None
+                self._release(entry.keypair_indices)
+                self._events.append(ForgetKeypairs(entry.number))
+
+    def take_transmits(self) -> list[HandshakeTransmit]:
+        """Messages to send; clears."""
+        transmits, self._transmits = self._transmits, []
+        return transmits
+
+    def take_events(self) -> list[WireGuardEvent]:
+        """What the data plane must do and what happened; clears."""
+        events, self._events = self._events, []
+        return events
+
+    # Initiating.
+
+    def _start(self, entry: _Peer, now: float, wall_ns: int) -> None:
+        if entry.attempt is None:
+            entry.attempt = _Attempt(started_at=now)
+            self._send_initiation(entry, entry.attempt, now, wall_ns)
+
+    def _retry(self, entry: _Peer, attempt: _Attempt, now: float, wall_ns: int) -> None:
+        if now - attempt.started_at < REKEY_ATTEMPT_TIME:
+            self._send_initiation(entry, attempt, now, wall_ns)
+            return
+        self._end_attempt(entry)
+        self._events.append(HandshakeGaveUp(entry.number))
+
+    def _send_initiation(self, entry: _Peer, attempt: _Attempt, now: float, wall_ns: int) -> None:
+        # A new ephemeral and timestamp each time, so the responder can tell a repetition from a replay.
+        handshake = Initiator(self._private_key, entry.public_key, self._entropy(32))
+        try:
+            noise = handshake.write_message(self._timestamp(entry, wall_ns))
+        except ValueError:
+            self.drops[DropReason.DECRYPT_FAILED] += 1
+            self._end_attempt(entry)
+            return
+        self._by_index.pop(attempt.index, None)
+        attempt.index, attempt.handshake = self._new_index(entry), handshake
+        attempt.sent_at, attempt.retry_at = now, now + self._retry_wait(entry, attempt)
+        attempt.tries += 1
+        data = entry.jar.sign(Initiation(attempt.index, noise).encode(), now=now)
+        self._transmits.append(HandshakeTransmit(entry.number, None, data))
+
+    def _retry_wait(self, entry: _Peer, attempt: _Attempt) -> float:
+        if entry.keypair_at is None and attempt.tries < len(STARTUP_RETRIES):
+            return STARTUP_RETRIES[attempt.tries]
+        return REKEY_TIMEOUT + REKEY_TIMEOUT_JITTER * int.from_bytes(self._entropy(4), "little") / 2**32
+
+    def _timestamp(self, entry: _Peer, wall_ns: int) -> bytes:
+        stamp = primitives.tai64n(wall_ns)
+        if stamp <= entry.last_timestamp:
+            # Within one grain, or after the clock went back: still newer than the last one, or the peer refuses it.
+            stamp = (int.from_bytes(entry.last_timestamp, "big") + 1).to_bytes(12, "big")
+        entry.last_timestamp = stamp
+        return stamp
+
+    def _end_attempt(self, entry: _Peer) -> None:
+        if entry.attempt is not None:
+            self._by_index.pop(entry.attempt.index, None)
+            entry.attempt = None
+
+    # Receiving.
+
+    def _handle_datagram(self, data: bytes, path: Path, now: float, wall_ns: int) -> DropReason | None:
+        try:
+            message = messages.parse(data)
+        except MalformedMessage as error:
+            return error.reason
+        if isinstance(message, CookieReply):
+            return self._handle_cookie_reply(message, now)
+        if not self._checker.is_mac1_valid(data):
+            return DropReason.BAD_MAC1
+        if (reason := self._check_load(data, message.sender, path, now)) is not None:
+            return reason
+        try:
+            if isinstance(message, Initiation):
+                return self._handle_initiation(message, path, now)
+            return self._handle_response(message, path, now)
+        except MalformedMessage as error:
+            return error.reason
+
+    def _check_load(self, data: bytes, sender: int, path: Path, now: float) -> DropReason | None:
+        if not self._load.is_under_load(now=now):
+            return None
+        source = _source_bytes(path)
+        if not self._checker.is_mac2_valid(data, source, now=now):
+            reply = self._checker.make_reply(data, sender, source, now=now)
+            self._transmits.append(HandshakeTransmit(None, path, reply))
+            return DropReason.BAD_MAC2
+        return None if self._limiter.is_allowed(source, now=now) else DropReason.FLOOD
+
+    def _handle_initiation(self, message: Initiation, path: Path, now: float) -> DropReason | None:
+        handshake = Responder(self._private_key)
+        timestamp = handshake.read_message(message.noise)
+        entry = self._by_key.get(handshake.remote_static)
+        if entry is None:
+            return DropReason.UNKNOWN_PEER
+        if timestamp <= entry.greatest_timestamp:
+            return DropReason.STALE_TIMESTAMP
+        if now - entry.initiation_at < INITIATION_INTERVAL:
+            return DropReason.FLOOD
+        preshared_key = entry.preshared_keys[entry.unconfirmed_answers % len(entry.preshared_keys)]
+        noise, keys = handshake.write_message(b"", self._entropy(32), preshared_key)
+        entry.greatest_timestamp, entry.initiation_at = timestamp, now
+        entry.unconfirmed_answers += 1
+        index = self._new_index(entry)
+        data = entry.jar.sign(Response(index, message.sender, noise).encode(), now=now)
+        self._transmits.append(HandshakeTransmit(entry.number, path, data))
+        self._install(entry, index, message.sender, keys, is_initiator=False, now=now)
+        self._events.append(SessionEstablished(entry.number, path, is_initiator=False))
+        return None
+
+    def _handle_response(self, message: Response, path: Path, now: float) -> DropReason | None:
+        entry = self._by_index.get(message.receiver)
+        attempt = entry.attempt if entry is not None else None
+        if entry is None or attempt is None or attempt.index != message.receiver or attempt.handshake is None:
+            return DropReason.UNKNOWN_INDEX
+        keys = _open_response(attempt.handshake, message.noise, entry.preshared_keys)
+        if keys is None:
+            return DropReason.DECRYPT_FAILED
+        entry.attempt = None
+        self._install(entry, message.receiver, message.sender, keys, is_initiator=True, now=now)
+        # The responder may not send before it has heard from us (§5.4.3); what the engine has staged does that too.
+        self._events.append(SendKeepalive(entry.number))
+        self._events.append(SessionEstablished(entry.number, path, is_initiator=True))
+        return None
+
+    def _handle_cookie_reply(self, reply: CookieReply, now: float) -> DropReason | None:
+        entry = self._by_index.get(reply.receiver)
+        if entry is None:
+            return DropReason.UNKNOWN_INDEX
+        return None if entry.jar.accept_reply(reply, now=now) else DropReason.DECRYPT_FAILED
+
+    def _install(
+        self, entry: _Peer, local: int, remote: int, keys: TransportKeys, *, is_initiator: bool, now: float
+    ) -> None:
+        entry.keypair_at = now
+        entry.keypair_indices.append(local)
+        # The engine holds three keypairs (previous, current, next): older indices are free again.
+        self._release(entry.keypair_indices, keep=3)
+        self._events.append(
+            InstallKeypair(entry.number, local, remote, keys.send, keys.receive, is_initiator, created_at=now)
+        )
+
+    def _new_index(self, entry: _Peer) -> int:
+        while True:
+            index = int.from_bytes(self._entropy(4), "little")
+            if index and index not in self._by_index:
+                self._by_index[index] = entry
+                return index
+
+    def _release(self, indices: list[int], *, keep: int = 0) -> None:
+        while len(indices) > keep:
+            self._by_index.pop(indices.pop(0), None)
+
+
+def _keys(preshared_keys: Sequence[bytes]) -> tuple[bytes, ...]:
+    return tuple(preshared_keys) or (NO_PRESHARED_KEY,)
+
+
+def _open_response(handshake: Initiator, noise: bytes, preshared_keys: Sequence[bytes]) -> TransportKeys | None:
+    for preshared_key in preshared_keys:
+        try:
+            _, keys = handshake.read_message(noise, preshared_key)
+        except MalformedMessage:
+            continue
+        return keys
+    return None
+
+
+def _source_bytes(path: Path) -> bytes:
+    relayed = b"" if path.relay is None else path.relay.remote_id.to_bytes(4, "little")
+    return f"{path.remote.host} {path.remote.port} ".encode() + relayed
