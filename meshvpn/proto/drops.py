@@ -24,6 +24,7 @@ class DropReason(Enum):
     SEND_FAILED = "send_failed"  # the kernel refused the datagram
     TUN_FULL = "tun_full"  # the kernel refused the packet
     TOO_BIG = "too_big"  # larger than the buffer or the path admits
+    CONGESTED = "congested"  # RFC 6040: congestion was marked outside and cannot be told inside
 
     # Handshakes, disco, STUN, control.
     UNKNOWN_TYPE = "unknown_type"  # no message type has this first word

@@ -1,0 +1,148 @@
+# Foreign declarations only: what the engine calls of the C library and the kernel.
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+cdef extern from "<sys/types.h>" nogil:
+    ctypedef long ssize_t
+
+cdef extern from "<errno.h>" nogil:
+    int errno
+    enum: EAGAIN, EINTR, EIO, EINVAL, EBADFD, EBADF, ENOBUFS, ENODEV, EMSGSIZE, ENOTSUP, ENOPROTOOPT, EFAULT
+
+cdef extern from "<unistd.h>" nogil:
+    ssize_t read(int fd, void *buffer, size_t size)
+    ssize_t write(int fd, const void *buffer, size_t size)
+    int close(int fd)
+
+cdef extern from "<poll.h>" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int poll(pollfd *fds, unsigned long count, int timeout)
+    enum: POLLIN, POLLERR, POLLHUP, POLLNVAL
+
+cdef extern from "<sys/eventfd.h>" nogil:
+    int eventfd(unsigned int value, int flags)
+    enum: EFD_NONBLOCK, EFD_CLOEXEC
+
+cdef extern from "<time.h>" nogil:
+    struct timespec:
+        long tv_sec
+        long tv_nsec
+    int clock_gettime(int clock, timespec *now)
+    enum: CLOCK_MONOTONIC
+
+cdef extern from "<sys/uio.h>" nogil:
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+
+cdef extern from "<sys/socket.h>" nogil:
+    ctypedef unsigned int socklen_t
+    struct sockaddr:
+        unsigned short sa_family
+    struct sockaddr_storage:
+        unsigned short ss_family
+    struct msghdr:
+        void *msg_name
+        socklen_t msg_namelen
+        iovec *msg_iov
+        size_t msg_iovlen
+        void *msg_control
+        size_t msg_controllen
+        int msg_flags
+    struct cmsghdr:
+        size_t cmsg_len
+        int cmsg_level
+        int cmsg_type
+    cmsghdr *CMSG_FIRSTHDR(msghdr *message)
+    cmsghdr *CMSG_NXTHDR(msghdr *message, cmsghdr *previous)
+    unsigned char *CMSG_DATA(cmsghdr *header)
+    size_t CMSG_LEN(size_t size)
+    size_t CMSG_SPACE(size_t size)
+    int setsockopt(int fd, int level, int option, const void *value, socklen_t size)
+    int getsockopt(int fd, int level, int option, void *value, socklen_t *size)
+    enum: AF_INET, AF_INET6, MSG_DONTWAIT, MSG_TRUNC
+
+cdef extern from *:
+    """
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
+    #include <sys/socket.h>
+    #include <linux/udp.h>
+    #ifndef UDP_SEGMENT
+    #define UDP_SEGMENT 103
+    #endif
+    #ifndef UDP_GRO
+    #define UDP_GRO 104
+    #endif
+    #ifndef SOL_UDP
+    #define SOL_UDP 17
+    #endif
+    """
+    struct mmsghdr:
+        msghdr msg_hdr
+        unsigned int msg_len
+    int sendmmsg(int fd, mmsghdr *messages, unsigned int count, int flags) nogil
+    int recvmmsg(int fd, mmsghdr *messages, unsigned int count, int flags, timespec *timeout) nogil
+    enum: UDP_SEGMENT, UDP_GRO, SOL_UDP
+
+cdef extern from "<netinet/in.h>" nogil:
+    struct in_addr:
+        uint32_t s_addr
+    struct in6_addr:
+        uint8_t s6_addr[16]
+    struct sockaddr_in:
+        unsigned short sin_family
+        uint16_t sin_port
+        in_addr sin_addr
+    struct sockaddr_in6:
+        unsigned short sin6_family
+        uint16_t sin6_port
+        uint32_t sin6_flowinfo
+        in6_addr sin6_addr
+        uint32_t sin6_scope_id
+    uint16_t htons(uint16_t value)
+    uint16_t ntohs(uint16_t value)
+    enum: IPPROTO_IP, IPPROTO_IPV6, IP_TOS, IP_RECVTOS, IPV6_TCLASS, IPV6_RECVTCLASS
+
+cdef extern from "<arpa/inet.h>" nogil:
+    int inet_pton(int family, const char *text, void *address)
+    const char *inet_ntop(int family, const void *address, char *text, socklen_t size)
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_rwlock_t:
+        pass
+    ctypedef struct pthread_rwlockattr_t:
+        pass
+    ctypedef struct pthread_mutex_t:
+        pass
+    int pthread_rwlockattr_init(pthread_rwlockattr_t *attribute)
+    int pthread_rwlockattr_setkind_np(pthread_rwlockattr_t *attribute, int kind)
+    int pthread_rwlock_init(pthread_rwlock_t *lock, pthread_rwlockattr_t *attribute)
+    int pthread_rwlock_destroy(pthread_rwlock_t *lock)
+    int pthread_rwlock_rdlock(pthread_rwlock_t *lock)
+    int pthread_rwlock_wrlock(pthread_rwlock_t *lock)
+    int pthread_rwlock_unlock(pthread_rwlock_t *lock)
+    int pthread_mutex_init(pthread_mutex_t *mutex, void *attribute)
+    int pthread_mutex_destroy(pthread_mutex_t *mutex)
+    int pthread_mutex_lock(pthread_mutex_t *mutex)
+    int pthread_mutex_unlock(pthread_mutex_t *mutex)
+    enum: PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP
+
+cdef inline double monotonic() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <double>now.tv_sec + 1e-9 * <double>now.tv_nsec
+
+# libsodium, by the addresses of PyNaCl's own copy.
+ctypedef int (*aead_encrypt_t)(
+    unsigned char *c, unsigned long long *clen, const unsigned char *m, unsigned long long mlen,
+    const unsigned char *ad, unsigned long long adlen, const unsigned char *nsec,
+    const unsigned char *npub, const unsigned char *k) noexcept nogil
+ctypedef int (*aead_decrypt_t)(
+    unsigned char *m, unsigned long long *mlen, unsigned char *nsec, const unsigned char *c,
+    unsigned long long clen, const unsigned char *ad, unsigned long long adlen,
+    const unsigned char *npub, const unsigned char *k) noexcept nogil
