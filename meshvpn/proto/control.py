@@ -11,12 +11,10 @@ whose sender does not know the uid yet: the locator): it shows that the connecti
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TypeVar
 
 import msgspec
 
-from .drops import DropReason
-from .errors import MalformedMessage
+from .codec import decode
 from .signed import Signed
 
 PROTOCOL_VERSION = 1
@@ -221,10 +219,18 @@ class Goodbye(msgspec.Struct, frozen=True, tag_field="t", tag="goodbye", kw_only
 
 Request = Create | Join | Attach | PutRecord | PutCharter | PutLeave | Signal
 Response = (
-    Welcome | Attached | Done | Refused | CharterChanged | MemberChanged | MemberLeft | Presence | Signalled | Goodbye
+    Welcome
+    | Attached
+    | Done
+    | Refused
+    | CharterChanged
+    | MemberChanged
+    | MemberLeft
+    | Presence
+    | Signalled
+    | Goodbye
 )
 
-T = TypeVar("T")
 
 _encoder = msgspec.msgpack.Encoder()
 _request_decoder = msgspec.msgpack.Decoder(Request)
@@ -238,18 +244,9 @@ def encode(message: Request | Response) -> bytes:
 
 def decode_request(data: bytes) -> Request:
     """Parse what a client sent. Raises MalformedMessage, nothing else."""
-    return _decode(_request_decoder, data)
+    return decode(_request_decoder, data, limit=MAX_MESSAGE)
 
 
 def decode_response(data: bytes) -> Response:
     """Parse what a server sent. Raises MalformedMessage, nothing else."""
-    return _decode(_response_decoder, data)
-
-
-def _decode(decoder: msgspec.msgpack.Decoder[T], data: bytes) -> T:
-    if len(data) > MAX_MESSAGE:
-        raise MalformedMessage(DropReason.OVER_LIMIT)
-    try:
-        return decoder.decode(data)
-    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
-        raise MalformedMessage(DropReason.MALFORMED) from error
+    return decode(_response_decoder, data, limit=MAX_MESSAGE)

@@ -286,7 +286,10 @@ class DataPlane:
             if len(data) < RELAY_HEADER.size + 4:
                 return self._drop(DropReason.TOO_SHORT)
             _, source, destination = RELAY_HEADER.unpack_from(data)
-            data, path = data[RELAY_HEADER.size :], Path(path.socket, path.remote, RelayHop(destination, source))
+            data, path = (
+                data[RELAY_HEADER.size :],
+                Path(path.socket, path.remote, RelayHop(destination, source)),
+            )
         if int.from_bytes(data[:4], "little") != _WORD_TRANSPORT:
             self._datagrams.append((path, data))
             return None

@@ -17,7 +17,15 @@ from dataclasses import dataclass
 from . import control, disco, owner, stun
 from .candidate import Candidate, Offer
 from .commands import AddPeer, Command, MovePeer, RemovePeer
-from .control import CharterChanged, MemberChanged, MemberEntry, MemberLeft, Presence, PresenceEntry, Signalled
+from .control import (
+    CharterChanged,
+    MemberChanged,
+    MemberEntry,
+    MemberLeft,
+    Presence,
+    PresenceEntry,
+    Signalled,
+)
 from .control_session import (
     ConnectWanted,
     ControlSession,
@@ -29,7 +37,6 @@ from .control_session import (
     SessionRefused,
     attach_opening,
 )
-from .disco import Ping
 from .drops import DropReason
 from .errors import MalformedMessage, MembershipError
 from .gather import CandidatesChanged, Gatherer, RelayBound, RelayUnbound
@@ -263,7 +270,11 @@ class Node:
 
     def next_timeout(self) -> float | None:
         """The earliest deadline of all machines."""
-        deadlines = [self.session.next_timeout(), self._gatherer.next_timeout(), self._wireguard.next_timeout()]
+        deadlines = [
+            self.session.next_timeout(),
+            self._gatherer.next_timeout(),
+            self._wireguard.next_timeout(),
+        ]
         deadlines.extend(peer.agent.next_timeout() for peer in self.peers.values())
         return min((at for at in deadlines if at is not None), default=None)
 
@@ -323,7 +334,9 @@ class Node:
     def unban(self, peer: str, *, now: float, wall_ns: int) -> int:
         """Let an evicted identity join again."""
         identity = self.find_evicted(peer)
-        update = owner.unban(self.roster, self._signer(), identity, entropy=self._entropy, wall=_seconds(wall_ns))
+        update = owner.unban(
+            self.roster, self._signer(), identity, entropy=self._entropy, wall=_seconds(wall_ns)
+        )
         return self._publish(update, now, wall_ns)
 
     def change_password(self, keys: NetworkKeys, *, now: float, wall_ns: int) -> int:
@@ -335,7 +348,9 @@ class Node:
 
     def delete(self, *, now: float, wall_ns: int) -> int:
         """End the network for everybody."""
-        update = owner.delete_network(self.roster, self._signer(), entropy=self._entropy, wall=_seconds(wall_ns))
+        update = owner.delete_network(
+            self.roster, self._signer(), entropy=self._entropy, wall=_seconds(wall_ns)
+        )
         return self._publish(update, now, wall_ns)
 
     def leave(self, *, now: float, wall_ns: int) -> int:
@@ -363,7 +378,9 @@ class Node:
         ]
         if len(found) != 1:
             problem = "is not a member" if not found else f"fits {len(found)} members"
-            raise MembershipError(f"{text!r} {problem}; see `meshvpn list` for nicks, addresses and identities")
+            raise MembershipError(
+                f"{text!r} {problem}; see `meshvpn list` for nicks, addresses and identities"
+            )
         return found[0]
 
     def find_evicted(self, text: str) -> bytes:
@@ -388,7 +405,8 @@ class Node:
 
     def _publish(self, update: owner.CharterUpdate, now: float, wall_ns: int) -> int:
         rid = self.session.request(
-            lambda rid: control.PutCharter(rid=rid, charter=update.charter, envelopes=update.envelopes), now=now
+            lambda rid: control.PutCharter(rid=rid, charter=update.charter, envelopes=update.envelopes),
+            now=now,
         )
         self._updates[rid] = update
         self._settle(now, wall_ns)
@@ -506,7 +524,11 @@ class Node:
     def _publish_record_if_missing(self, members: Sequence[MemberEntry], now: float, wall_ns: int) -> None:
         """The server must hold our newest record; who resealed it for a new epoch may have had an older one."""
         own = next((entry for entry in members if entry.identity == self._keys.identity.public), None)
-        if self.own_record is None or own is None or self.roster.open_envelope(own.envelope) != self.own_record:
+        if (
+            self.own_record is None
+            or own is None
+            or self.roster.open_envelope(own.envelope) != self.own_record
+        ):
             self._publish_record(now, wall_ns)
 
     def _publish_record(self, now: float, wall_ns: int) -> int | None:
@@ -569,7 +591,9 @@ class Node:
             self._count(self.roster.handle_entry(entry, wall=_seconds(wall_ns)))
         self._settle_roster(now, wall_ns)
         ports = dict.fromkeys((welcome.udp_port, welcome.udp_port2))
-        self._gatherer.handle_servers([Address(host, port) for host in self._udp_hosts for port in ports], now=now)
+        self._gatherer.handle_servers(
+            [Address(host, port) for host in self._udp_hosts for port in ports], now=now
+        )
         self._relay_id = answer.relay.id
         self._gatherer.handle_relay_grant(answer.relay, now=now)
         self._publish_record_if_missing(answer.members, now, wall_ns)

@@ -7,9 +7,22 @@ resealed it, is what the server stores and checks without reading the record.
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 import msgspec
+
+from .charter import AdminSet, Charter
+from .codec import decode
+from .control import MAX_ENVELOPE
+from .drops import DropReason
+from .errors import ConfigError, MalformedMessage
+from .keys import check_nick, network_uid, verify
+from .signed import DOMAIN_ADMINS, DOMAIN_APPROVAL, DOMAIN_ENVELOPE, DOMAIN_LEAVE, DOMAIN_RECORD, Signed
+
+_KEY = 32
+MAX_SOFTWARE = 64
+MAX_SUBNETS = 32
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
@@ -53,3 +66,91 @@ class Approval(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     uid: bytes
     identity: bytes
     approved_at: int
+
+
+_record_decoder = msgspec.msgpack.Decoder(Record)
+_envelope_decoder = msgspec.msgpack.Decoder(Envelope)
+_leave_decoder = msgspec.msgpack.Decoder(Leave)
+_approval_decoder = msgspec.msgpack.Decoder(Approval)
+_signed_decoder = msgspec.msgpack.Decoder(Signed)
+
+
+def may_sign_for_network(charter: Charter, signer: bytes) -> bool:
+    """True for the owner and the admins of a charter that was checked."""
+    if signer == charter.owner:
+        return True
+    if charter.admins is None or not verify(charter.admins, DOMAIN_ADMINS):
+        return False
+    return signer in msgspec.msgpack.decode(charter.admins.body, type=AdminSet).identities
+
+
+def check_envelope(signed: Signed, charter: Charter) -> Envelope:
+    """The envelope, if the member itself or an admin signed it. Raises MalformedMessage; needs no epoch key."""
+    envelope = decode(_envelope_decoder, signed.body, limit=MAX_ENVELOPE)
+    if envelope.uid != network_uid(charter.owner) or len(envelope.identity) != _KEY:
+        raise MalformedMessage(DropReason.NOT_FOR_US)
+    if signed.signer != envelope.identity and not may_sign_for_network(charter, signed.signer):
+        raise MalformedMessage(DropReason.BAD_SIGNATURE)
+    if not verify(signed, DOMAIN_ENVELOPE):
+        raise MalformedMessage(DropReason.BAD_SIGNATURE)
+    _check_address(envelope.address, charter)
+    return envelope
+
+
+def check_record(signed: Signed, charter: Charter) -> Record:
+    """The record, if the member signed it and it makes sense. Raises MalformedMessage."""
+    record = decode(_record_decoder, signed.body, limit=MAX_ENVELOPE)
+    if signed.signer != record.identity or not verify(signed, DOMAIN_RECORD):
+        raise MalformedMessage(DropReason.BAD_SIGNATURE)
+    if record.format != 1 or record.uid != network_uid(charter.owner):
+        raise MalformedMessage(DropReason.NOT_FOR_US)
+    if len(record.tunnel_key) != _KEY or len(record.disco_key) != _KEY or record.sequence < 1:
+        raise MalformedMessage(DropReason.MALFORMED)
+    if len(record.software) > MAX_SOFTWARE or len(record.subnets) > MAX_SUBNETS:
+        raise MalformedMessage(DropReason.OVER_LIMIT)
+    try:
+        check_nick(record.nick)
+    except ConfigError as error:
+        raise MalformedMessage(DropReason.MALFORMED) from error
+    _check_address(record.address, charter)
+    return record
+
+
+def check_leave(signed: Signed, uid: bytes) -> Leave:
+    """The leave, if the member itself signed it. Raises MalformedMessage."""
+    leave = decode(_leave_decoder, signed.body, limit=MAX_ENVELOPE)
+    if leave.uid != uid or len(leave.identity) != _KEY:
+        raise MalformedMessage(DropReason.NOT_FOR_US)
+    if signed.signer != leave.identity or not verify(signed, DOMAIN_LEAVE):
+        raise MalformedMessage(DropReason.BAD_SIGNATURE)
+    return leave
+
+
+def is_approved(approval: Signed | None, identity: bytes, charter: Charter) -> bool:
+    """True if the owner or an admin approved this identity."""
+    if approval is None or not may_sign_for_network(charter, approval.signer):
+        return False
+    try:
+        body = decode(_approval_decoder, approval.body, limit=MAX_ENVELOPE)
+    except MalformedMessage:
+        return False
+    return (
+        body.identity == identity
+        and body.uid == network_uid(charter.owner)
+        and verify(approval, DOMAIN_APPROVAL)
+    )
+
+
+def decode_signed(data: bytes) -> Signed:
+    """A Signed from its bytes. Raises MalformedMessage."""
+    return decode(_signed_decoder, data, limit=MAX_ENVELOPE)
+
+
+def _check_address(address: str, charter: Charter) -> None:
+    pool = IPv4Network(charter.pool)
+    try:
+        host = IPv4Address(address)
+    except ValueError as error:
+        raise MalformedMessage(DropReason.MALFORMED) from error
+    if host not in pool or host in (pool.network_address, pool.broadcast_address) or str(host) != address:
+        raise MalformedMessage(DropReason.MALFORMED)

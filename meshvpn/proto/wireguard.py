@@ -373,7 +373,9 @@ def _keys(preshared_keys: Sequence[bytes]) -> tuple[bytes, ...]:
     return tuple(preshared_keys) or (NO_PRESHARED_KEY,)
 
 
-def _open_response(handshake: Initiator, noise: bytes, preshared_keys: Sequence[bytes]) -> TransportKeys | None:
+def _open_response(
+    handshake: Initiator, noise: bytes, preshared_keys: Sequence[bytes]
+) -> TransportKeys | None:
     for preshared_key in preshared_keys:
         try:
             _, keys = handshake.read_message(noise, preshared_key)

@@ -1,0 +1,429 @@
+"""The roster: charter, epoch keys and records of one network as one member sees them.
+
+What comes from the server or from other members is checked here and nowhere else; the server's word counts for nothing.
+What was refused leaves everything as it was. Nobody is removed by silence: only by an eviction in a newer charter, or by
+the member's own signed leave.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from . import keys as key_rules
+from .charter import Charter, EpochGrant, Settings, check_charter, decode_charter, is_banned
+from .codec import decode
+from .control import MAX_ENVELOPE, MAX_MEMBERS, MemberEntry
+from .drops import DropReason
+from .errors import MalformedMessage, MembershipError
+from .keys import Identity
+from .record import (
+    Envelope,
+    Record,
+    check_envelope,
+    check_leave,
+    check_record,
+    decode_signed,
+    is_approved,
+    may_sign_for_network,
+)
+from .signed import Signed
+
+PREVIOUS_EPOCH_LIFETIME = 24 * 3600
+"""Seconds for which a member that was away during a rotation still finds an answer (DESIGN §5)."""
+MAX_EPOCH_KEYS = 2
+"""The current one and the one before."""
+MAX_FORMER = 4096
+"""Former members whose nick and last sequence are remembered."""
+
+_settings_decoder = msgspec.msgpack.Decoder(Settings)
+_grant_decoder = msgspec.msgpack.Decoder(EpochGrant)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A member whose record was checked. `nick` is made unique: of two equal ones the later gets a number."""
+
+    identity: bytes
+    address: str
+    address6: str
+    nick: str
+    tunnel_key: bytes
+    disco_key: bytes
+    joined_at: int
+    sequence: int
+    software: str
+    subnets: tuple[str, ...]
+    facts: Mapping[str, Any]
+    is_pending: bool
+
+
+class EpochKey(msgspec.Struct, array_like=True):
+    """An epoch's key; `superseded_at` is Unix seconds, None for the current one."""
+
+    epoch: int
+    key: bytes
+    superseded_at: int | None = None
+
+    def __repr__(self) -> str:
+        """Without the key."""
+        return f"EpochKey({self.epoch})"
+
+
+class StoredMember(msgspec.Struct, frozen=True, array_like=True):
+    """A member's own signed record, and its approval."""
+
+    record: Signed
+    approval: Signed | None
+
+
+class RosterState(msgspec.Struct, array_like=True):
+    """Everything that must survive a restart."""
+
+    charter: Signed
+    epoch_keys: list[EpochKey]
+    members: list[StoredMember]
+    former: dict[bytes, tuple[str, int]]
+    """Identity → last nick and sequence of who left or was evicted: an old record does not bring it back."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemberAdded:
+    """A new peer."""
+
+    member: Member
+
+
+@dataclass(frozen=True, slots=True)
+class MemberChanged:
+    """A peer's newer record."""
+
+    old: Member
+    new: Member
+
+
+@dataclass(frozen=True, slots=True)
+class MemberRemoved:
+    """No peer any more; `reason` is evicted or left."""
+
+    member: Member
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class EpochChanged:
+    """Preshared keys are other ones from now on."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class SelfEvicted:
+    """We are out."""
+
+
+@dataclass(frozen=True, slots=True)
+class SelfReinstated:
+    """We were unbanned."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkDeleted:
+    """The owner ended the network."""
+
+
+RosterEvent = (
+    MemberAdded | MemberChanged | MemberRemoved | EpochChanged | SelfEvicted | SelfReinstated | NetworkDeleted
+)
+
+
+class Roster:
+    """One member's view. `wall` is Unix time in seconds."""
+
+    def __init__(self, uid: bytes, identity: Identity, state: RosterState) -> None:
+        self.uid = uid
+        self.drops: Counter[DropReason] = Counter()
+        self._identity = identity
+        self._signed = state.charter
+        self._charter = decode_charter(state.charter)
+        self._epoch_keys = list(state.epoch_keys)
+        self._former = dict(state.former)
+        self._stored: dict[bytes, StoredMember] = {}
+        self._members: dict[bytes, Member] = {}
+        self._events: list[RosterEvent] = []
+        for stored in state.members:
+            self._restore(stored)
+
+    @property
+    def members(self) -> Mapping[bytes, Member]:
+        """The others, by identity, in the order in which they became known."""
+        return self._members
+
+    @property
+    def charter(self) -> Charter:
+        """The newest charter seen."""
+        return self._charter
+
+    @property
+    def signed_charter(self) -> Signed:
+        """The same with its signature."""
+        return self._signed
+
+    @property
+    def epoch_key(self) -> bytes:
+        """The newest epoch key that we have."""
+        return self._epoch_keys[0].key
+
+    @property
+    def settings(self) -> Settings:
+        """What only members can read. Raises MembershipError if we don't have the charter's epoch key."""
+        plaintext = key_rules.open_secret(self.epoch_key, self._charter.sealed)
+        try:
+            if plaintext is not None:
+                return decode(_settings_decoder, plaintext, limit=MAX_ENVELOPE)
+        except MalformedMessage:
+            pass  # what the signer sealed is not readable: the same as not having the key
+        raise MembershipError("this host does not have the network's current key; leave and join again")
+
+    @property
+    def is_evicted(self) -> bool:
+        """True if the newest charter bans us."""
+        return is_banned(self._charter, self._identity.public)
+
+    def role(self, owner: Identity | None) -> str:
+        """What this host may do: owner, admin or member."""
+        if owner is not None and owner.public == self._charter.owner:
+            return "owner"
+        return "admin" if may_sign_for_network(self._charter, self._identity.public) else "member"
+
+    def records(self) -> dict[bytes, Signed]:
+        """Every other member's own signed record."""
+        return {identity: stored.record for identity, stored in self._stored.items()}
+
+    def former_nicks(self) -> dict[bytes, str]:
+        """Nicks of identities that are banned now."""
+        return {
+            identity: self._former[identity][0] if identity in self._former else ""
+            for identity in self._charter.evicted
+            if is_banned(self._charter, identity)
+        }
+
+    def preshared_keys(self, member: Member, own_tunnel_key: bytes, *, wall: int) -> list[bytes]:
+        """The pair's preshared keys, newest epoch first; the previous one for 24 hours at most."""
+        return [
+            key_rules.pair_psk(entry.key, own_tunnel_key, member.tunnel_key)
+            for entry in self._epoch_keys
+            if entry.superseded_at is None or wall - entry.superseded_at < PREVIOUS_EPOCH_LIFETIME
+        ]
+
+    def seal_for_members(self, plaintext: bytes, entropy: Callable[[int], bytes]) -> bytes:
+        """Seal so that members can read it and the server cannot."""
+        return key_rules.seal_secret(self.epoch_key, plaintext, entropy)
+
+    def open_from_members(self, sealed: bytes) -> bytes | None:
+        """Open what a member sealed in this epoch or the one before."""
+        for entry in self._epoch_keys:
+            if (plaintext := key_rules.open_secret(entry.key, sealed)) is not None:
+                return plaintext
+        return None
+
+    def open_envelope(self, signed: Signed | None) -> Signed | None:
+        """The member-signed record inside an envelope, unchecked; None if there is none that we can open."""
+        if signed is None:
+            return None
+        try:
+            return self._open_envelope(check_envelope(signed, self._charter))
+        except MalformedMessage:
+            return None
+
+    def export(self) -> RosterState:
+        """For the disk."""
+        return RosterState(self._signed, list(self._epoch_keys), list(self._stored.values()), dict(self._former))
+
+    def take_events(self) -> list[RosterEvent]:
+        """What changed; clears."""
+        events, self._events = self._events, []
+        return events
+
+    # What comes from outside.
+
+    def handle_charter(self, signed: Signed, members: Sequence[MemberEntry], *, wall: int) -> DropReason | None:
+        """A charter, perhaps newer, and the members' entries that came with it (sealed under its epoch)."""
+        if signed != self._signed:
+            try:
+                charter = check_charter(signed, self._signed)
+            except MalformedMessage as error:
+                return self._drop(error.reason)
+            self._adopt(signed, charter, wall)
+        for entry in members[:MAX_MEMBERS]:
+            self.handle_entry(entry, wall=wall)
+        return None
+
+    def handle_entry(self, entry: MemberEntry, *, wall: int) -> DropReason | None:
+        """One member's entry. Our own is passed over."""
+        if entry.envelope is None or entry.identity == self._identity.public:
+            return None
+        try:
+            envelope = check_envelope(entry.envelope, self._charter)
+            if envelope.identity != entry.identity or envelope.address != entry.address:
+                raise MalformedMessage(DropReason.NOT_FOR_US)
+            if envelope.epoch != self._charter.epoch and entry.identity not in self._members:
+                # The previous epoch is good only for who was known before the rotation.
+                raise MalformedMessage(DropReason.STALE)
+            signed = self._open_envelope(envelope)
+            if signed is None:
+                raise MalformedMessage(DropReason.DECRYPT_FAILED)
+            record = check_record(signed, self._charter)
+            if record.identity != envelope.identity or record.address != envelope.address:
+                raise MalformedMessage(DropReason.NOT_FOR_US)
+            self._accept(record, StoredMember(signed, entry.approval))
+        except MalformedMessage as error:
+            return self._drop(error.reason)
+        return None
+
+    def handle_leave(self, signed: Signed, *, wall: int) -> DropReason | None:
+        """A member's own farewell."""
+        try:
+            leave = check_leave(signed, self.uid)
+        except MalformedMessage as error:
+            return self._drop(error.reason)
+        member = self._members.get(leave.identity)
+        if member is None or leave.left_at < member.joined_at:
+            return self._drop(DropReason.STALE)
+        self._remove(member, "left")
+        return None
+
+    # Inside.
+
+    def _adopt(self, signed: Signed, charter: Charter, wall: int) -> None:
+        was_evicted, old_epoch = self.is_evicted, self._charter.epoch
+        if charter.epoch != old_epoch and (key := self._find_epoch_key(charter)) is not None:
+            self._epoch_keys[0].superseded_at = wall
+            self._epoch_keys = [EpochKey(charter.epoch, key), *self._epoch_keys][:MAX_EPOCH_KEYS]
+            self._events.append(EpochChanged(charter.epoch))
+        self._signed, self._charter = signed, charter
+        for member in list(self._members.values()):
+            if is_banned(charter, member.identity):
+                self._remove(member, "evicted")
+            else:
+                self._refresh(member)
+        if self.is_evicted != was_evicted:
+            self._events.append(SelfEvicted() if self.is_evicted else SelfReinstated())
+        if charter.is_deleted:
+            self._events.append(NetworkDeleted())
+
+    def _find_epoch_key(self, charter: Charter) -> bytes | None:
+        """From our grant; or, if who rotated did not know us yet, from the wrap under the unchanged password."""
+        grants = [self._identity.open_sealed(charter.grants.get(self._identity.public, b""))]
+        if charter.wrap is not None:
+            try:
+                wrap_key = self.settings.wrap_key
+            except MembershipError:
+                wrap_key = None
+            if wrap_key is not None:
+                grants.append(key_rules.open_secret(wrap_key, charter.wrap))
+        for plaintext in grants:
+            if plaintext is not None and (key := open_grant(plaintext, self.uid, charter.epoch)) is not None:
+                return key
+        return None
+
+    def _open_envelope(self, envelope: Envelope) -> Signed | None:
+        for entry in self._epoch_keys:
+            plaintext = key_rules.open_secret(entry.key, envelope.sealed) if entry.epoch == envelope.epoch else None
+            if plaintext is not None:
+                return decode_signed(plaintext)
+        return None
+
+    def _accept(self, record: Record, stored: StoredMember) -> None:
+        if is_banned(self._charter, record.identity):
+            raise MalformedMessage(DropReason.NOT_FOR_US)
+        old = self._members.get(record.identity)
+        if old is None and len(self._members) >= MAX_MEMBERS:
+            raise MalformedMessage(DropReason.OVER_LIMIT)
+        newest = old.sequence if old is not None else self._former.get(record.identity, ("", 0))[1]
+        if record.sequence < newest or (old is None and record.sequence <= newest):
+            raise MalformedMessage(DropReason.STALE)
+        for other in self._members.values():
+            # Whoever had an address or a key first keeps it until it leaves or is evicted.
+            is_same = other.address == record.address or other.tunnel_key == record.tunnel_key
+            if other.identity != record.identity and is_same:
+                raise MalformedMessage(DropReason.UNEXPECTED)
+        new = self._member(record, stored)
+        self._stored[record.identity] = stored
+        self._members[record.identity] = new
+        self._former.pop(record.identity, None)
+        if old is None:
+            self._events.append(MemberAdded(new))
+        elif old != new:
+            self._events.append(MemberChanged(old, new))
+
+    def _refresh(self, member: Member) -> None:
+        """The new charter may change what an approval is worth."""
+        stored = self._stored[member.identity]
+        new = self._member(check_record(stored.record, self._charter), stored)
+        if new != member:
+            self._members[member.identity] = new
+            self._events.append(MemberChanged(member, new))
+
+    def _remove(self, member: Member, reason: str) -> None:
+        del self._members[member.identity]
+        del self._stored[member.identity]
+        self._former[member.identity] = (member.nick, member.sequence)
+        while len(self._former) > MAX_FORMER:
+            del self._former[next(iter(self._former))]
+        self._events.append(MemberRemoved(member, reason))
+
+    def _member(self, record: Record, stored: StoredMember) -> Member:
+        needs_approval = self._charter.access == "approve"
+        return Member(
+            identity=record.identity,
+            address=record.address,
+            address6=str(key_rules.address6(self.uid, record.tunnel_key)),
+            nick=self._unique_nick(record),
+            tunnel_key=record.tunnel_key,
+            disco_key=record.disco_key,
+            joined_at=record.joined_at,
+            sequence=record.sequence,
+            software=record.software,
+            subnets=tuple(record.subnets),
+            facts=record.facts,
+            is_pending=needs_approval and not is_approved(stored.approval, record.identity, self._charter),
+        )
+
+    def _unique_nick(self, record: Record) -> str:
+        taken = {
+            other.nick.casefold()
+            for other in self._members.values()
+            if (other.joined_at, other.identity) < (record.joined_at, record.identity)
+        }
+        nick, number = record.nick, 2
+        while nick.casefold() in taken:
+            nick, number = f"{record.nick}-{number}", number + 1
+        return nick
+
+    def _restore(self, stored: StoredMember) -> None:
+        try:
+            record = check_record(stored.record, self._charter)
+        except MalformedMessage as error:
+            self.drops[error.reason] += 1
+            return
+        if not is_banned(self._charter, record.identity):
+            self._stored[record.identity] = stored
+            self._members[record.identity] = self._member(record, stored)
+
+    def _drop(self, reason: DropReason) -> DropReason:
+        self.drops[reason] += 1
+        return reason
+
+
+def open_grant(plaintext: bytes, uid: bytes, epoch: int) -> bytes | None:
+    """The epoch key of a grant that is for this network and epoch."""
+    try:
+        grant = decode(_grant_decoder, plaintext, limit=MAX_ENVELOPE)
+    except MalformedMessage:
+        return None
+    return grant.key if grant.uid == uid and grant.epoch == epoch and len(grant.key) == 32 else None
