@@ -117,4 +117,3 @@ def send(sockets: NetworkSockets, path: Path, data: bytes) -> bool:
         log.debug("send failed to=%s error=%s", path, error)
         return False
     return True
-

@@ -44,9 +44,7 @@ class Charter(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     admins: Signed | None
     sealed: bytes  # secretbox under the epoch key of a msgpack Settings
     wrap: bytes | None  # secretbox under wrap_key of a msgpack EpochGrant, for who joins by password
-    grants: dict[
-        bytes, bytes
-    ]  # identity → crypto_box_seal of a msgpack EpochGrant to its identity's X25519 form
+    grants: dict[bytes, bytes]  # identity → crypto_box_seal of a msgpack EpochGrant to its identity's X25519 form
     is_deleted: bool = False
 
 
@@ -99,11 +97,7 @@ def decode_charter(signed: Signed) -> Charter:
     charter = decode(_decoder, signed.body, limit=MAX_CHARTER)
     if charter.format != 1 or charter.access not in ACCESS_MODES or charter.version < 1 or charter.epoch < 1:
         raise MalformedMessage(DropReason.MALFORMED)
-    if (
-        len(charter.evicted) > MAX_EVICTED
-        or len(charter.unbanned) > MAX_EVICTED
-        or len(charter.grants) > MAX_MEMBERS
-    ):
+    if len(charter.evicted) > MAX_EVICTED or len(charter.unbanned) > MAX_EVICTED or len(charter.grants) > MAX_MEMBERS:
         raise MalformedMessage(DropReason.OVER_LIMIT)
     identities = [charter.owner, *charter.evicted, *charter.unbanned, *charter.grants]
     if any(len(identity) != _KEY for identity in identities):

@@ -95,9 +95,7 @@ def apply(command: Command, plane: DataPlane) -> None:
         case MovePeer(peer=peer, primary=None):
             plane.clear_endpoint(peer)
         case MovePeer(peer=peer, primary=Path() as primary, secondary=secondary):
-            plane.set_endpoint(
-                peer, *_endpoint(primary), secondary=None if secondary is None else _endpoint(secondary)
-            )
+            plane.set_endpoint(peer, *_endpoint(primary), secondary=None if secondary is None else _endpoint(secondary))
         case InstallKeypair():
             plane.install_keypair(
                 command.peer,

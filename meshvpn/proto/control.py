@@ -1,8 +1,8 @@
 """Messages between a member and the rendezvous: msgpack in binary WebSocket frames, tagged by `t`.
 
-The server says `Welcome` first. A request carries `rid`, a number of the client's choice, and is answered by exactly one
-message with the same `rid`: the answer named in its docstring, or `Refused`. A connection belongs to one member of one
-network, from `Create`, `Join` or `Attach` on; before that only those three (and none twice) are answered.
+The server says `Welcome` first. A request carries `rid`, a number of the client's choice, and is answered by exactly
+one message with the same `rid`: the answer named in its docstring, or `Refused`. A connection belongs to one member of
+one network, from `Create`, `Join` or `Attach` on; before that only those three (and none twice) are answered.
 
 `proof` in those three is the identity's Ed25519 signature over DOMAIN_SESSION ‖ Welcome.nonce ‖ network uid (for Join,
 whose sender does not know the uid yet: the locator): it shows that the connection holds the identity's private key.
@@ -219,22 +219,13 @@ class Goodbye(msgspec.Struct, frozen=True, tag_field="t", tag="goodbye", kw_only
 
 Request = Create | Join | Attach | PutRecord | PutCharter | PutLeave | Signal
 Response = (
-    Welcome
-    | Attached
-    | Done
-    | Refused
-    | CharterChanged
-    | MemberChanged
-    | MemberLeft
-    | Presence
-    | Signalled
-    | Goodbye
+    Welcome | Attached | Done | Refused | CharterChanged | MemberChanged | MemberLeft | Presence | Signalled | Goodbye
 )
 
 
 _encoder = msgspec.msgpack.Encoder()
-_request_decoder = msgspec.msgpack.Decoder(Request)
-_response_decoder = msgspec.msgpack.Decoder(Response)
+_request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
+_response_decoder: msgspec.msgpack.Decoder[Response] = msgspec.msgpack.Decoder(Response)
 
 
 def encode(message: Request | Response) -> bytes:

@@ -88,9 +88,7 @@ class RequestFinished:
     message: str
 
 
-SessionEvent = (
-    ConnectWanted | DisconnectWanted | SessionAttached | SessionLost | SessionRefused | RequestFinished
-)
+SessionEvent = ConnectWanted | DisconnectWanted | SessionAttached | SessionLost | SessionRefused | RequestFinished
 
 Opening = Callable[[int, bytes], Create | Join | Attach]
 """Builds the first request from its rid and the server's nonce."""
@@ -112,9 +110,7 @@ def join_opening(identity: Identity, locator: bytes) -> Opening:
 
 def attach_opening(identity: Identity, uid: bytes) -> Opening:
     """Open the session as the member that we are."""
-    return lambda rid, nonce: Attach(
-        rid=rid, uid=uid, identity=identity.public, proof=_proof(identity, nonce, uid)
-    )
+    return lambda rid, nonce: Attach(rid=rid, uid=uid, identity=identity.public, proof=_proof(identity, nonce, uid))
 
 
 def _proof(identity: Identity, nonce: bytes, subject: bytes) -> bytes:
@@ -203,18 +199,14 @@ class ControlSession:
             case _:
                 # CharterChanged also precedes a refusal (evicted, deleted): the member verifies it by itself.
                 return (
-                    message
-                    if self.state in (SessionState.ATTACHING, SessionState.ATTACHED)
-                    else DropReason.UNEXPECTED
+                    message if self.state in (SessionState.ATTACHING, SessionState.ATTACHED) else DropReason.UNEXPECTED
                 )
 
     def request(self, build: Callable[[int], control.Request], *, now: float) -> int:
         """Send a request; its number comes back in RequestFinished."""
         rid = self._take_rid()
         if not self.is_attached or len(self._pending) >= MAX_PENDING:
-            self._events.append(
-                RequestFinished(rid, RefusalCode.UNAVAILABLE, "not connected to the rendezvous")
-            )
+            self._events.append(RequestFinished(rid, RefusalCode.UNAVAILABLE, "not connected to the rendezvous"))
             return rid
         self._pending[rid] = now + REQUEST_TIMEOUT
         self._messages.append(control.encode(build(rid)))
@@ -260,11 +252,7 @@ class ControlSession:
 
     def _wait(self, now: float) -> None:
         needs_people = self.refusal is not None and self.refusal.code not in TRANSIENT
-        bound = (
-            BACKOFF_REFUSED
-            if needs_people
-            else min(BACKOFF_LAST, BACKOFF_FIRST * 2 ** min(self._failures, 10))
-        )
+        bound = BACKOFF_REFUSED if needs_people else min(BACKOFF_LAST, BACKOFF_FIRST * 2 ** min(self._failures, 10))
         self._failures += 1
         fraction = int.from_bytes(self._entropy(4), "little") / 2**32
         # After such a refusal hurry gains nothing: at least half the bound.
@@ -282,11 +270,7 @@ class ControlSession:
         return None
 
     def _handle_attached(self, message: Attached) -> DropReason | None:
-        if (
-            self.state is not SessionState.ATTACHING
-            or message.rid != self._opening_rid
-            or self._welcome is None
-        ):
+        if self.state is not SessionState.ATTACHING or message.rid != self._opening_rid or self._welcome is None:
             return DropReason.UNEXPECTED
         self.state, self._deadline, self._failures, self.refusal = SessionState.ATTACHED, None, 0, None
         self._events.append(SessionAttached(message, self._welcome))

@@ -174,9 +174,7 @@ def check_pool(cidr: str) -> IPv4Network:
     try:
         pool = IPv4Network(cidr)
     except ValueError as error:
-        raise ConfigError(
-            f"address pool {cidr!r}", str(error), "give a network such as 10.77.5.0/24"
-        ) from error
+        raise ConfigError(f"address pool {cidr!r}", str(error), "give a network such as 10.77.5.0/24") from error
     if not 8 <= pool.prefixlen <= 30:
         raise ConfigError(f"address pool {pool}", "its size is not usable", "choose a length from /8 to /30")
     if not any(pool.subnet_of(private) for private in _PRIVATE):

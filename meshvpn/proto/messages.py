@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 from .drops import DropReason
 from .errors import MalformedMessage
@@ -86,7 +87,7 @@ def parse(data: bytes) -> Initiation | Response | CookieReply:
             raise MalformedMessage(DropReason.UNKNOWN_TYPE)
 
 
-def _unpack(layout: struct.Struct, data: bytes) -> tuple[int | bytes, ...]:
+def _unpack(layout: struct.Struct, data: bytes) -> tuple[Any, ...]:
     if len(data) != layout.size:
         raise MalformedMessage(DropReason.BAD_LENGTH)
     return layout.unpack(data)[1:]

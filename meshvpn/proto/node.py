@@ -12,20 +12,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
 
-from . import control, disco, owner, stun
-from .candidate import Candidate, Offer
+from . import control, disco, stun
+from .candidate import Candidate, Offer, decode_offer, usable
 from .commands import AddPeer, Command, MovePeer, RemovePeer
-from .control import (
-    CharterChanged,
-    MemberChanged,
-    MemberEntry,
-    MemberLeft,
-    Presence,
-    PresenceEntry,
-    Signalled,
-)
+from .control import CharterChanged, MemberChanged, MemberLeft, Presence, PresenceEntry, Signalled
 from .control_session import (
     ConnectWanted,
     ControlSession,
@@ -38,10 +30,21 @@ from .control_session import (
     attach_opening,
 )
 from .drops import DropReason
-from .errors import MalformedMessage, MembershipError
+from .errors import MalformedMessage
+from .events import (
+    ActionFinished,
+    MembershipChanged,
+    NodeEvent,
+    PeerChanged,
+    PingFinished,
+    ServerChanged,
+    StateChanged,
+)
 from .gather import CandidatesChanged, Gatherer, RelayBound, RelayUnbound
-from .keys import Identity, NetworkKeys
-from .path import OfferWanted, PrimaryChanged
+from .keys import NetworkKeys, ula_prefix
+from .membership import MemberKeys, Membership, Profile
+from .owner import PasswordRule
+from .path import OfferWanted, PathAgent, PingAnswered, PrimaryChanged
 from .peer import MeshPeer, PeerState, Traffic, make_peer
 from .roster import (
     EpochChanged,
@@ -63,77 +66,13 @@ MAX_PEERS = control.MAX_MEMBERS
 """Peers of one node: everybody but us."""
 
 
-@dataclass(frozen=True, slots=True)
-class Keys:
-    """The secrets of one member; 32 bytes each. `disco` is made anew at each start of the daemon."""
-
-    identity: Identity
-    tunnel: bytes
-    disco: bytes
-    network_owner: Identity | None = None
-    """The network's own key pair: the creator, or who imported it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """What our record says besides keys."""
-
-    nick: str
-    software: str
-    joined_at: int
-
-
-@dataclass(frozen=True, slots=True)
-class RosterSaved:
-    """The roster or the own record changed: it must reach the disk."""
-
-
-@dataclass(frozen=True, slots=True)
-class PeerChanged:
-    """A peer's state as users see it changed (`state` None: it is no peer any more, `reason` says why)."""
-
-    member: Member
-    state: PeerState | None
-    path: Path | None
-    reason: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ServerChanged:
-    """The control connection came, went, or was refused."""
-
-    state: str
-    detail: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class ActionFinished:
-    """A request of the user was carried out, or refused with a code."""
-
-    rid: int
-    code: str | None
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Removed:
-    """We are out of the network: `evicted`, `deleted` or `left`; `reinstated` takes an eviction back."""
-
-    reason: str
-
-
-NodeEvent = (
-    RosterSaved | PeerChanged | ServerChanged | ActionFinished | Removed | ConnectWanted | DisconnectWanted
-)
-
-
 class Node:
     """One network of one member. Times are monotonic seconds; `wall_ns` is Unix time in nanoseconds."""
 
     def __init__(
         self,
         *,
-        keys: Keys,
+        keys: MemberKeys,
         profile: Profile,
         roster: Roster,
         session: ControlSession,
@@ -142,8 +81,7 @@ class Node:
     ) -> None:
         self.roster = roster
         self.session = session
-        self.profile = profile
-        self.own_record = own_record
+        self.membership = Membership(keys, profile, roster, session, own_record, entropy=entropy)
         self.drops: Counter[DropReason] = Counter()
         self.peers: dict[bytes, MeshPeer] = {}
         self._keys = keys
@@ -152,11 +90,12 @@ class Node:
         self._gatherer = Gatherer(entropy)
         self._by_number: dict[int, MeshPeer] = {}
         self._by_disco: dict[bytes, MeshPeer] = {}
+        self._touched: dict[int, MeshPeer] = {}
+        self._deadlines: dict[int, float] = {}
         self._candidates: tuple[Candidate, ...] = ()
         self._relay_server: tuple[Address, int] | None = None
         self._relay_id = 0
         self._udp_hosts: tuple[str, ...] = ()
-        self._updates: dict[int, owner.CharterUpdate] = {}
         self._transmits: list[Transmit] = []
         self._commands: list[Command] = []
         self._events: list[NodeEvent] = []
@@ -172,6 +111,12 @@ class Node:
                 peer.last_known = path
                 self._try_last_known(peer)
         self.session.handle_start(now=now)
+        self._settle(now, wall_ns)
+
+    def handle_adopted(self, attached: SessionAttached, hosts: Sequence[str], *, now: float, wall_ns: int) -> None:
+        """The session was attached before this node existed, by who created or joined the network."""
+        self._udp_hosts = tuple(hosts)
+        self._handle_session_event(attached, now, wall_ns)
         self._settle(now, wall_ns)
 
     def handle_connected(self, hosts: Sequence[str], *, now: float, wall_ns: int) -> None:
@@ -192,7 +137,7 @@ class Node:
         match outcome:
             case CharterChanged(charter=charter, members=members):
                 self._count(self.roster.handle_charter(charter, members, wall=_seconds(wall_ns)))
-                self._publish_record_if_missing(members, now, wall_ns)
+                self.membership.publish_record_if_missing(members, now=now, wall=_seconds(wall_ns))
             case MemberChanged(entry=entry):
                 self._count(self.roster.handle_entry(entry, wall=_seconds(wall_ns)))
             case MemberLeft(leave=leave):
@@ -227,7 +172,7 @@ class Node:
         """Addresses or routes changed, or the machine slept."""
         self._gatherer.handle_network_change(now=now)
         for peer in self.peers.values():
-            peer.agent.handle_network_change(now=now)
+            self._touch(peer).handle_network_change(now=now)
         self.session.handle_retry(now=now)
         self._settle(now, wall_ns)
 
@@ -252,18 +197,18 @@ class Node:
     def handle_path_seen(self, number: int, path: Path, *, now: float, wall_ns: int) -> None:
         """An authenticated packet of the peer came on another path than the one we send on."""
         if (peer := self._by_number.get(number)) is not None:
-            peer.agent.handle_path_seen(path, now=now)
+            self._touch(peer).handle_path_seen(path, now=now)
         self._settle(now, wall_ns)
 
-    def handle_traffic(
-        self, number: int, traffic: Traffic, stamps: Stamps, *, now: float, wall_ns: int
-    ) -> None:
-        """The engine's figures for one peer, read about once a second."""
-        if (peer := self._by_number.get(number)) is None:
-            return
-        peer.traffic = traffic
-        self._wireguard.handle_stats(number, stamps, now=now, wall_ns=wall_ns)
-        peer.agent.handle_traffic(traffic.rx_packets, traffic.tx_packets, now=now)
+    def handle_traffic(self, figures: Mapping[int, tuple[Traffic, Stamps]], *, now: float, wall_ns: int) -> None:
+        """The engine's figures for the peers, read about once a second."""
+        for number, (traffic, stamps) in figures.items():
+            if (peer := self._by_number.get(number)) is None:
+                continue
+            self._wireguard.handle_stats(number, stamps, now=now, wall_ns=wall_ns)
+            if traffic != peer.traffic:
+                peer.traffic = traffic
+                self._touch(peer).handle_traffic(traffic.rx_packets, traffic.tx_packets, now=now)
         self._settle(now, wall_ns)
 
     # --- time and output --------------------------------------------------------------------------------------
@@ -275,18 +220,15 @@ class Node:
             self._gatherer.next_timeout(),
             self._wireguard.next_timeout(),
         ]
-        deadlines.extend(peer.agent.next_timeout() for peer in self.peers.values())
-        return min((at for at in deadlines if at is not None), default=None)
+        return min((at for at in (*deadlines, *self._deadlines.values()) if at is not None), default=None)
 
     def handle_timeout(self, *, now: float, wall_ns: int) -> None:
         """Do everything that is due."""
         self.session.handle_timeout(now=now)
         self._gatherer.handle_timeout(now=now)
         self._wireguard.handle_timeout(now=now, wall_ns=wall_ns)
-        for peer in self.peers.values():
-            at = peer.agent.next_timeout()
-            if at is not None and at <= now:
-                peer.agent.handle_timeout(now=now)
+        for number in [number for number, at in self._deadlines.items() if at <= now]:
+            self._touch(self._by_number[number]).handle_timeout(now=now)
         self._settle(now, wall_ns)
 
     def take_transmits(self) -> list[Transmit]:
@@ -316,101 +258,62 @@ class Node:
             if peer.state is PeerState.DIRECT and peer.agent.primary is not None
         }
 
-    # --- what the user asks for -------------------------------------------------------------------------------
+    def peer_numbers(self) -> list[int]:
+        """The numbers under which the engine knows the peers."""
+        return list(self._by_number)
 
-    def evict(self, peer: str, password: str, keys: NetworkKeys | None, *, now: float, wall_ns: int) -> int:
-        """Put a member out. `password` is retire, keep or new (with `keys`). The answer is an ActionFinished."""
-        member = self.find_member(peer)
-        update = owner.evict(
-            self.roster,
-            self._signer(),
-            member.identity,
-            keys if keys is not None else password,
-            entropy=self._entropy,
-            wall=_seconds(wall_ns),
-        )
-        return self._publish(update, now, wall_ns)
+    # --- what the user asks for; the outcome is an ActionFinished with the number returned ------------------------
+
+    def evict(self, peer: str, password: PasswordRule | NetworkKeys, *, now: float, wall_ns: int) -> int:
+        """Put a member out. Raises MembershipError."""
+        rid = self.membership.evict(peer, password, now=now, wall=_seconds(wall_ns))
+        self._settle(now, wall_ns)
+        return rid
 
     def unban(self, peer: str, *, now: float, wall_ns: int) -> int:
-        """Let an evicted identity join again."""
-        identity = self.find_evicted(peer)
-        update = owner.unban(
-            self.roster, self._signer(), identity, entropy=self._entropy, wall=_seconds(wall_ns)
-        )
-        return self._publish(update, now, wall_ns)
+        """Let an evicted identity join again. Raises MembershipError."""
+        rid = self.membership.unban(peer, now=now, wall=_seconds(wall_ns))
+        self._settle(now, wall_ns)
+        return rid
 
     def change_password(self, keys: NetworkKeys, *, now: float, wall_ns: int) -> int:
-        """Give the network a new password for who joins from now on."""
-        update = owner.change_password(
-            self.roster, self._signer(), keys, entropy=self._entropy, wall=_seconds(wall_ns)
-        )
-        return self._publish(update, now, wall_ns)
+        """Set a new password. Raises MembershipError."""
+        rid = self.membership.change_password(keys, now=now, wall=_seconds(wall_ns))
+        self._settle(now, wall_ns)
+        return rid
 
     def delete(self, *, now: float, wall_ns: int) -> int:
-        """End the network for everybody."""
-        update = owner.delete_network(
-            self.roster, self._signer(), entropy=self._entropy, wall=_seconds(wall_ns)
-        )
-        return self._publish(update, now, wall_ns)
+        """End the network. Raises MembershipError."""
+        rid = self.membership.delete(now=now, wall=_seconds(wall_ns))
+        self._settle(now, wall_ns)
+        return rid
 
     def leave(self, *, now: float, wall_ns: int) -> int:
         """Leave for good."""
-        leave = owner.make_leave(self.roster.uid, self._keys.identity, wall=_seconds(wall_ns))
-        rid = self.session.request(lambda rid: control.PutLeave(rid=rid, leave=leave), now=now)
+        rid = self.membership.leave(now=now, wall=_seconds(wall_ns))
         self._settle(now, wall_ns)
         return rid
 
     def rename(self, nick: str, *, now: float, wall_ns: int) -> int | None:
-        """Take another nickname; without a connection the others learn it later (None)."""
-        self.profile = Profile(nick, self.profile.software, self.profile.joined_at)
-        rid = self._publish_record(now, wall_ns)
+        """Take another nickname; None: published when there is a connection again."""
+        rid = self.membership.rename(nick, now=now, wall=_seconds(wall_ns))
+        self._events.append(StateChanged())
         self._settle(now, wall_ns)
         return rid
 
-    def find_member(self, text: str) -> Member:
-        """A member by nick, address or identity prefix (hex, 4 digits or more). Raises MembershipError."""
-        wanted = text.casefold()
-        found = [
-            member
-            for member in self.roster.members.values()
-            if wanted in (member.nick.casefold(), member.address, member.address6)
-            or (len(wanted) >= 4 and member.identity.hex().startswith(wanted))
-        ]
-        if len(found) != 1:
-            problem = "is not a member" if not found else f"fits {len(found)} members"
-            raise MembershipError(
-                f"{text!r} {problem}; see `meshvpn list` for nicks, addresses and identities"
-            )
-        return found[0]
-
-    def find_evicted(self, text: str) -> bytes:
-        """An evicted identity by nick (if it is remembered) or identity prefix. Raises MembershipError."""
-        wanted = text.casefold()
-        found = [
-            identity
-            for identity, nick in self.roster.evicted_nicks().items()
-            if wanted == nick.casefold() or (len(wanted) >= 4 and identity.hex().startswith(wanted))
-        ]
-        if len(found) != 1:
-            problem = "is not evicted" if not found else f"fits {len(found)} evicted identities"
-            raise MembershipError(f"{text!r} {problem}; see `meshvpn list --json` for evicted identities")
-        return found[0]
+    def ping(self, peer: str, token: int, *, now: float, wall_ns: int) -> MeshPeer:
+        """Send a probe on the path in use; answered by PingFinished, or not at all. Raises MembershipError."""
+        found = self.peers[self.membership.find_member(peer).identity]
+        self._touch(found).handle_ping_request(token, now=now)
+        self._settle(now, wall_ns)
+        return found
 
     # --- inside -----------------------------------------------------------------------------------------------
 
-    def _signer(self) -> Identity:
-        if self._keys.network_owner is not None:
-            return self._keys.network_owner
-        return self._keys.identity
-
-    def _publish(self, update: owner.CharterUpdate, now: float, wall_ns: int) -> int:
-        rid = self.session.request(
-            lambda rid: control.PutCharter(rid=rid, charter=update.charter, envelopes=update.envelopes),
-            now=now,
-        )
-        self._updates[rid] = update
-        self._settle(now, wall_ns)
-        return rid
+    def _touch(self, peer: MeshPeer) -> PathAgent:
+        """The peer's paths, to be drained by the next settling."""
+        self._touched[peer.number] = peer
+        return peer.agent
 
     def _count(self, reason: DropReason | None) -> None:
         if reason is not None:
@@ -424,7 +327,7 @@ class Node:
             message = peer.agent.disco.open(data)
         except MalformedMessage as error:
             return error.reason
-        return peer.agent.handle_disco(message, path, now=now)
+        return self._touch(peer).handle_disco(message, path, now=now)
 
     def _handle_signalled(self, message: Signalled, now: float) -> DropReason | None:
         peer = self.peers.get(message.source)
@@ -432,7 +335,7 @@ class Node:
         if peer is None or plaintext is None:
             return DropReason.UNKNOWN_PEER if peer is None else DropReason.DECRYPT_FAILED
         try:
-            offer = Offer.decode(plaintext)
+            offer = decode_offer(plaintext)
         except MalformedMessage as error:
             return error.reason
         if offer.uid != self.roster.uid or offer.destination != self._keys.identity.public:
@@ -442,7 +345,8 @@ class Node:
         if not peer.is_newer_offer(offer):
             return DropReason.STALE
         peer.last_offer = (offer.disco_key, offer.sequence)
-        peer.agent.handle_offer(offer, now=now)
+        inside: list[IPv4Network | IPv6Network] = [IPv4Network(self.roster.charter.pool), ula_prefix(self.roster.uid)]
+        self._touch(peer).handle_offer(offer, usable(offer.candidates, inside), now=now)
         return None
 
     def _handle_presence(self, entry: PresenceEntry, now: float) -> None:
@@ -458,10 +362,10 @@ class Node:
 
     def _update_relay(self, peer: MeshPeer, now: float) -> None:
         if self._relay_server is None or not peer.relay_id:
-            peer.agent.handle_relay(None, now=now)
+            self._touch(peer).handle_relay(None, now=now)
             return
         server, socket = self._relay_server
-        peer.agent.handle_relay(Path(socket, server, RelayHop(self._relay_id, peer.relay_id)), now=now)
+        self._touch(peer).handle_relay(Path(socket, server, RelayHop(self._relay_id, peer.relay_id)), now=now)
 
     def _send_offer(self, peer: MeshPeer, now: float) -> None:
         peer.offers_sent += 1
@@ -474,7 +378,7 @@ class Node:
             disco_key=disco.public_key(self._keys.disco),
             candidates=list(self._candidates),
         )
-        sealed = self.roster.seal_for_members(offer.encode(), entropy=self._entropy)
+        sealed = self.roster.seal_for_members(offer.encode(), self._entropy)
         self.session.send(control.Signal(to=peer.member.identity, payload=sealed))
 
     # Peers follow the roster.
@@ -485,10 +389,10 @@ class Node:
         number = next(number for number in range(1, MAX_PEERS + 2) if number not in self._by_number)
         peer = make_peer(number, member, self._keys.disco, entropy=self._entropy)
         self.peers[member.identity] = self._by_number[number] = self._by_disco[member.disco_key] = peer
-        keys = self.roster.preshared_keys(member, wall=_seconds(wall_ns))
+        keys = self.roster.preshared_keys(member, self._wireguard.public_key, wall=_seconds(wall_ns))
         self._wireguard.add_peer(number, member.tunnel_key, keys)
         self._commands.append(AddPeer(number, peer.routes))
-        peer.agent.handle_local_candidates(self._candidates, now=now)
+        self._touch(peer)
 
     def _change_peer(self, old: Member, new: Member, now: float, wall_ns: int) -> None:
         peer = self.peers.get(old.identity)
@@ -501,7 +405,7 @@ class Node:
         if old.disco_key != new.disco_key:
             self._by_disco.pop(old.disco_key, None)
             self._by_disco[new.disco_key] = peer
-            peer.agent.handle_remote_disco(disco.DiscoBox(self._keys.disco, new.disco_key), now=now)
+            self._touch(peer).handle_remote_disco(disco.DiscoBox(self._keys.disco, new.disco_key), now=now)
             self._send_offer(peer, now)
         return None
 
@@ -511,44 +415,15 @@ class Node:
             return
         del self._by_number[peer.number]
         self._by_disco.pop(peer.member.disco_key, None)
+        self._touched.pop(peer.number, None)
+        self._deadlines.pop(peer.number, None)
         self._wireguard.remove_peer(peer.number)
         self._commands.append(RemovePeer(peer.number))
 
     def _update_preshared_keys(self, wall_ns: int) -> None:
         for peer in self.peers.values():
-            keys = self.roster.preshared_keys(peer.member, wall=_seconds(wall_ns))
+            keys = self.roster.preshared_keys(peer.member, self._wireguard.public_key, wall=_seconds(wall_ns))
             self._wireguard.set_preshared_keys(peer.number, keys)
-
-    # Our own record.
-
-    def _publish_record_if_missing(self, members: Sequence[MemberEntry], now: float, wall_ns: int) -> None:
-        """The server must hold our newest record; who resealed it for a new epoch may have had an older one."""
-        own = next((entry for entry in members if entry.identity == self._keys.identity.public), None)
-        if (
-            self.own_record is None
-            or own is None
-            or self.roster.open_envelope(own.envelope) != self.own_record
-        ):
-            self._publish_record(now, wall_ns)
-
-    def _publish_record(self, now: float, wall_ns: int) -> int | None:
-        previous = 0 if self.own_record is None else owner.record_sequence(self.own_record)
-        made = owner.make_record(
-            self.roster,
-            self._keys.identity,
-            nick=self.profile.nick,
-            tunnel_key=self._wireguard.public_key,
-            disco_key=disco.public_key(self._keys.disco),
-            joined_at=self.profile.joined_at,
-            sequence=max(previous + 1, _seconds(wall_ns)),
-            software=self.profile.software,
-            entropy=self._entropy,
-        )
-        self.own_record = made.record
-        self._events.append(RosterSaved())
-        if not self.session.is_attached:
-            return None
-        return self.session.request(lambda rid: control.PutRecord(rid=rid, envelope=made.envelope), now=now)
 
     # Draining the machines. Each may wake another: session → roster → peers → paths → handshakes.
 
@@ -556,9 +431,12 @@ class Node:
         self._settle_session(now, wall_ns)
         self._settle_roster(now, wall_ns)
         self._settle_gatherer(now)
-        for peer in list(self.peers.values()):
-            self._settle_peer(peer, now, wall_ns)
         self._settle_wireguard(now)
+        while self._touched:
+            touched, self._touched = self._touched, {}
+            for peer in touched.values():
+                self._settle_peer(peer, now, wall_ns)
+            self._settle_wireguard(now)
 
     def _settle_session(self, now: float, wall_ns: int) -> None:
         for event in self.session.take_events():
@@ -568,44 +446,33 @@ class Node:
         match event:
             case ConnectWanted():
                 self._events.append(event)
-                self._events.append(ServerChanged("connecting", None))
+                self._events.append(ServerChanged("connecting"))
             case DisconnectWanted():
                 self._events.append(event)
             case SessionAttached(answer=answer, welcome=welcome):
                 self._handle_attached(answer, welcome, now, wall_ns)
             case SessionLost():
-                self._events.append(ServerChanged("connecting", None))
-                for peer in self.peers.values():
-                    peer.is_online = peer.is_online and peer.agent.is_reachable
+                self._events.append(ServerChanged("connecting"))
             case SessionRefused(code=code, message=message):
                 self._events.append(ServerChanged("refused", f"{message} ({code})"))
             case RequestFinished(rid=rid, code=code, message=message):
                 self._finish_request(rid, code, message, now, wall_ns)
 
-    def _handle_attached(
-        self, answer: control.Attached, welcome: control.Welcome, now: float, wall_ns: int
-    ) -> None:
+    def _handle_attached(self, answer: control.Attached, welcome: control.Welcome, now: float, wall_ns: int) -> None:
         self.session.use_attach(attach_opening(self._keys.identity, self.roster.uid))
         self._count(self.roster.handle_charter(answer.charter, answer.members, wall=_seconds(wall_ns)))
-        for entry in answer.members:
-            self._count(self.roster.handle_entry(entry, wall=_seconds(wall_ns)))
         self._settle_roster(now, wall_ns)
         ports = dict.fromkeys((welcome.udp_port, welcome.udp_port2))
-        self._gatherer.handle_servers(
-            [Address(host, port) for host in self._udp_hosts for port in ports], now=now
-        )
+        self._gatherer.handle_servers([Address(host, port) for host in self._udp_hosts for port in ports], now=now)
         self._relay_id = answer.relay.id
         self._gatherer.handle_relay_grant(answer.relay, now=now)
-        self._publish_record_if_missing(answer.members, now, wall_ns)
-        for entry in answer.online:
-            self._handle_presence(entry, now)
-        self._events.append(ServerChanged("connected", None))
+        self.membership.publish_record_if_missing(answer.members, now=now, wall=_seconds(wall_ns))
+        for presence in answer.online:
+            self._handle_presence(presence, now)
+        self._events.append(ServerChanged("connected"))
 
     def _finish_request(self, rid: int, code: str | None, message: str, now: float, wall_ns: int) -> None:
-        update = self._updates.pop(rid, None)
-        if update is not None and code is None:
-            entries = self.roster.entries_with(update.envelopes)
-            self._count(self.roster.handle_charter(update.charter, entries, wall=_seconds(wall_ns)))
+        self._count(self.membership.handle_finished(rid, code, wall=_seconds(wall_ns)))
         self._events.append(ActionFinished(rid, code, message))
 
     def _settle_roster(self, now: float, wall_ns: int) -> None:
@@ -623,14 +490,14 @@ class Node:
                     self._update_preshared_keys(wall_ns)
                 case SelfEvicted():
                     self._leave_data_plane()
-                    self._events.append(Removed("evicted"))
+                    self._events.append(MembershipChanged("evicted"))
                 case SelfReinstated():
-                    self._events.append(Removed("reinstated"))
+                    self._events.append(MembershipChanged("reinstated"))
                 case NetworkDeleted():
                     self._leave_data_plane()
-                    self._events.append(Removed("deleted"))
+                    self._events.append(MembershipChanged("deleted"))
         if events:
-            self._events.append(RosterSaved())
+            self._events.append(StateChanged())
 
     def _leave_data_plane(self) -> None:
         for peer in list(self.peers.values()):
@@ -642,7 +509,7 @@ class Node:
                 case CandidatesChanged(candidates=candidates):
                     self._candidates = tuple(candidates)
                     for peer in self.peers.values():
-                        peer.agent.handle_local_candidates(self._candidates, now=now)
+                        self._touch(peer).handle_local_change(now=now)
                 case RelayBound(server=server, socket=socket):
                     self._relay_server = (server, socket)
                     self._update_relays(now)
@@ -662,7 +529,13 @@ class Node:
                     self._move_peer(peer, primary, secondary, now, wall_ns)
                 case OfferWanted():
                     self._send_offer(peer, now)
+                case PingAnswered(token=token, rtt=rtt, path=path):
+                    self._events.append(PingFinished(token, rtt, path))
         self._transmits.extend(peer.agent.take_transmits())
+        if (at := peer.agent.next_timeout()) is not None:
+            self._deadlines[peer.number] = at
+        else:
+            self._deadlines.pop(peer.number, None)
         if peer.state is not peer.reported:
             peer.reported = peer.state
             self._events.append(PeerChanged(peer.member, peer.state, peer.agent.primary))
@@ -685,22 +558,27 @@ class Node:
 
     def _settle_wireguard(self, now: float) -> None:
         for event in self._wireguard.take_events():
+            peer = self._by_number.get(event.peer)
             match event:
-                case SessionEstablished(peer=number):
-                    self._by_number[number].session_at = now
+                case _ if peer is None:
+                    continue  # removed since
+                case SessionEstablished():
+                    peer.session_at = now
+                    self._touch(peer).handle_path_seen(event.path, now=now)
                 case HandshakeGaveUp():
-                    pass
+                    continue  # the path machine already knows that nothing comes back
                 case _:
                     self._commands.append(event)
         for transmit in self._wireguard.take_transmits():
-            path = transmit.path
-            if path is None and transmit.peer is not None:
-                peer = self._by_number[transmit.peer]
-                path = peer.agent.primary or peer.tentative
+            path = self._way_to(transmit.peer) if transmit.path is None else transmit.path
             if path is None:
                 self._count(DropReason.NO_ENDPOINT)
             else:
                 self._transmits.append(Transmit(path, transmit.data))
+
+    def _way_to(self, number: int | None) -> Path | None:
+        peer = None if number is None else self._by_number.get(number)
+        return None if peer is None else peer.agent.primary or peer.tentative
 
 
 def _seconds(wall_ns: int) -> int:

@@ -90,9 +90,7 @@ class TransportKeys:
 class Initiator:
     """The side that writes message 1. `remote_static` and the keys are 32 bytes."""
 
-    def __init__(
-        self, static: bytes, remote_static: bytes, ephemeral: bytes, *, prologue: bytes = IDENTIFIER
-    ) -> None:
+    def __init__(self, static: bytes, remote_static: bytes, ephemeral: bytes, *, prologue: bytes = IDENTIFIER) -> None:
         self._static = static
         self._remote_static = remote_static
         self._ephemeral = ephemeral
@@ -142,9 +140,7 @@ class Responder:
         self._state, self._remote_ephemeral, self.remote_static = state, ephemeral, remote_static
         return payload
 
-    def write_message(
-        self, payload: bytes, ephemeral: bytes, preshared_key: bytes
-    ) -> tuple[bytes, TransportKeys]:
+    def write_message(self, payload: bytes, ephemeral: bytes, preshared_key: bytes) -> tuple[bytes, TransportKeys]:
         """Message 2: ephemeral(32) ‖ encrypted payload, and the keys. Raises MalformedMessage for a weak peer key."""
         state = self._state.copy()
         public = primitives.x25519_public(ephemeral)

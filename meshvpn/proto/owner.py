@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from . import keys as key_rules
-from .charter import MAX_EVICTED, Charter, EpochGrant, Settings, decode_charter, is_banned
+from .charter import MAX_EVICTED, Charter, EpochGrant, Settings, check_charter, is_banned
 from .errors import MembershipError
 from .keys import Identity, NetworkKeys
 from .record import Envelope, Leave, Record
@@ -76,10 +76,10 @@ def found_network(
 def accept_invitation(signed: Signed, keys: NetworkKeys) -> RosterState:
     """What a joiner starts from: the charter behind its locator, opened by its password.
 
-    Raises MalformedMessage for a charter that is not well-formed and MembershipError for one that the password does
+    Raises MalformedMessage for a charter that is not genuine and MembershipError for one that the password does
     not open: the server then shows another network than the one that name and password mean.
     """
-    charter = decode_charter(signed)
+    charter = check_charter(signed, None)
     uid = key_rules.network_uid(charter.owner)
     plaintext = None if charter.wrap is None else key_rules.open_secret(keys.wrap_key, charter.wrap)
     key = None if plaintext is None else open_grant(plaintext, uid, charter.epoch)
@@ -193,7 +193,9 @@ def unban(roster: Roster, signer: Identity, target: bytes, *, wall: int) -> Char
     return _update(charter, signer, wall, unbanned={**charter.unbanned, target: charter.version + 1})
 
 
-def change_password(roster: Roster, signer: Identity, keys: NetworkKeys, *, entropy: Entropy, wall: int) -> CharterUpdate:
+def change_password(
+    roster: Roster, signer: Identity, keys: NetworkKeys, *, entropy: Entropy, wall: int
+) -> CharterUpdate:
     """A new password for who joins from now on; members and calls do not notice."""
     charter, settings = _writable(roster, signer), roster.settings
     if charter.locator == keys.locator:
@@ -245,9 +247,7 @@ def _sign(charter: Charter, signer: Identity) -> Signed:
     return signer.sign(DOMAIN_CHARTER, msgspec.msgpack.encode(charter))
 
 
-def _envelope(
-    signer: Identity, record: Signed, uid: bytes, epoch: int, epoch_key: bytes, entropy: Entropy
-) -> Signed:
+def _envelope(signer: Identity, record: Signed, uid: bytes, epoch: int, epoch_key: bytes, entropy: Entropy) -> Signed:
     about = record_of(record)
     envelope = Envelope(
         uid=uid,

@@ -75,17 +75,9 @@ class MeshPeer:
         """False for an offer that was played back, or that is for a daemon run that has ended."""
         if offer.disco_key != self.member.disco_key:
             return False
-        return (
-            self.last_offer is None
-            or self.last_offer[0] != offer.disco_key
-            or offer.sequence > self.last_offer[1]
-        )
+        return self.last_offer is None or self.last_offer[0] != offer.disco_key or offer.sequence > self.last_offer[1]
 
 
-def make_peer(
-    number: int, member: Member, disco_secret: bytes, *, entropy: Callable[[int], bytes]
-) -> MeshPeer:
+def make_peer(number: int, member: Member, disco_secret: bytes, *, entropy: Callable[[int], bytes]) -> MeshPeer:
     """A peer without any path yet."""
-    return MeshPeer(
-        number, member, PathAgent(disco=DiscoBox(disco_secret, member.disco_key), entropy=entropy)
-    )
+    return MeshPeer(number, member, PathAgent(disco=DiscoBox(disco_secret, member.disco_key), entropy=entropy))

@@ -60,9 +60,7 @@ def hkdf(chaining_key: bytes, material: bytes, outputs: int) -> tuple[bytes, ...
 
 def aead_encrypt(key: bytes, counter: int, plaintext: bytes, associated: bytes) -> bytes:
     """ChaCha20-Poly1305 (RFC 8439 §2.8) with the nonce 32 zero bits ‖ LE64(counter)."""
-    return bindings.crypto_aead_chacha20poly1305_ietf_encrypt(
-        plaintext, associated, _COUNTER_NONCE.pack(counter), key
-    )
+    return bindings.crypto_aead_chacha20poly1305_ietf_encrypt(plaintext, associated, _COUNTER_NONCE.pack(counter), key)
 
 
 def aead_decrypt(key: bytes, counter: int, ciphertext: bytes, associated: bytes) -> bytes | None:

@@ -134,11 +134,7 @@ def is_approved(approval: Signed | None, identity: bytes, charter: Charter) -> b
         body = decode(_approval_decoder, approval.body, limit=MAX_ENVELOPE)
     except MalformedMessage:
         return False
-    return (
-        body.identity == identity
-        and body.uid == network_uid(charter.owner)
-        and verify(approval, DOMAIN_APPROVAL)
-    )
+    return body.identity == identity and body.uid == network_uid(charter.owner) and verify(approval, DOMAIN_APPROVAL)
 
 
 def decode_signed(data: bytes) -> Signed:

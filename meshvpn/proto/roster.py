@@ -1,7 +1,7 @@
 """The roster: charter, epoch keys and records of one network as one member sees them.
 
 What comes from the server or from other members is checked here and nowhere else; the server's word counts for nothing.
-What was refused leaves everything as it was. Nobody is removed by silence: only by an eviction in a newer charter, or by
+What was refused leaves all as it was. Nobody is removed by silence: only by an eviction in a newer charter, or by
 the member's own signed leave.
 """
 
@@ -136,9 +136,7 @@ class NetworkDeleted:
     """The owner ended the network."""
 
 
-RosterEvent = (
-    MemberAdded | MemberChanged | MemberRemoved | EpochChanged | SelfEvicted | SelfReinstated | NetworkDeleted
-)
+RosterEvent = MemberAdded | MemberChanged | MemberRemoved | EpochChanged | SelfEvicted | SelfReinstated | NetworkDeleted
 
 
 class Roster:

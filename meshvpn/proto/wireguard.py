@@ -186,11 +186,12 @@ class WireGuard:
         entry = self._peers[peer]
         if (at := timers.handshake_at(stamps)) is not None and at <= now:
             self._start(entry, now, wall_ns)
-        if (at := timers.keepalive_at(stamps)) is not None and at <= now:
+        if ((at := timers.keepalive_at(stamps)) is not None and at <= now) or (
+            (interval := entry.persistent_keepalive) is not None
+            and entry.keypair_at is not None
+            and timers.persistent_keepalive_at(stamps, interval, entry.keypair_at) <= now
+        ):
             self._events.append(SendKeepalive(peer))
-        elif entry.persistent_keepalive is not None and entry.keypair_at is not None:
-            if timers.persistent_keepalive_at(stamps, entry.persistent_keepalive, entry.keypair_at) <= now:
-                self._events.append(SendKeepalive(peer))
 
     def handle_path_available(self, peer: int, *, now: float, wall_ns: int) -> None:
         """There is a (new) way to the peer: what may have been lost on the old one is sent again."""
@@ -373,9 +374,7 @@ def _keys(preshared_keys: Sequence[bytes]) -> tuple[bytes, ...]:
     return tuple(preshared_keys) or (NO_PRESHARED_KEY,)
 
 
-def _open_response(
-    handshake: Initiator, noise: bytes, preshared_keys: Sequence[bytes]
-) -> TransportKeys | None:
+def _open_response(handshake: Initiator, noise: bytes, preshared_keys: Sequence[bytes]) -> TransportKeys | None:
     for preshared_key in preshared_keys:
         try:
             _, keys = handshake.read_message(noise, preshared_key)

@@ -1,0 +1,134 @@
+"""Disco: authenticated probes between two members, beside WireGuard on the same sockets.
+
+    magic(6) ‖ sender's disco public key(32) ‖ nonce(24) ‖ crypto_box(message)
+
+    ping  1 ‖ transaction id(12) ‖ padding
+    pong  2 ‖ transaction id(12) ‖ family(1) ‖ observed address(16) ‖ port(2) ‖ pings received(4)
+
+crypto_box is X25519, XSalsa20 and Poly1305 with a precomputed key; integers are big-endian. A pong is never longer than
+the ping it answers. Bytes after a known message are ignored, so that later versions may add to it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
+
+from nacl import bindings
+from nacl.exceptions import CryptoError
+
+from . import primitives
+from .drops import DropReason
+from .errors import MalformedMessage
+from .transport import Address
+
+MAGIC = b"MVdsc1"
+_KEY = 32
+_NONCE = 24
+_MAC = 16
+OVERHEAD = len(MAGIC) + _KEY + _NONCE + _MAC
+TRANSACTION_ID_BYTES = 12
+_TYPE_PING = 1
+_TYPE_PONG = 2
+_PONG = struct.Struct(">B12sB16sHI")
+_PING = struct.Struct(">B12s")
+PING_BYTES = _PONG.size
+"""A ping is padded to the pong's size: 36 bytes, 114 on the wire."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Are you there? `size` is the message's length with padding."""
+
+    transaction_id: bytes
+    size: int = PING_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """I am; your ping came from `observed`, and it was the `received`-th of yours on this path."""
+
+    transaction_id: bytes
+    observed: Address
+    received: int
+
+
+def is_disco(data: bytes) -> bool:
+    """Cheap test by the magic."""
+    return data.startswith(MAGIC) and len(data) >= OVERHEAD
+
+
+def sender_key(data: bytes) -> bytes:
+    """The disco public key that the datagram claims to come from; the box proves it."""
+    return data[len(MAGIC) : len(MAGIC) + _KEY]
+
+
+def public_key(secret: bytes) -> bytes:
+    """The public half of a disco key."""
+    return primitives.x25519_public(secret)
+
+
+class DiscoBox:
+    """What two disco keys share."""
+
+    def __init__(self, local_secret: bytes, remote_public: bytes) -> None:
+        self.remote_public = remote_public
+        self._local_public = primitives.x25519_public(local_secret)
+        self._shared = _shared_key(remote_public, local_secret)
+
+    def seal(self, message: Ping | Pong, entropy: Callable[[int], bytes]) -> bytes:
+        """The datagram."""
+        nonce = entropy(_NONCE)
+        sealed = bindings.crypto_box_afternm(_encode(message), nonce, self._shared)
+        return MAGIC + self._local_public + nonce + sealed
+
+    def open(self, data: bytes) -> Ping | Pong:
+        """The message of a datagram from the other end. Raises MalformedMessage."""
+        if not is_disco(data) or sender_key(data) != self.remote_public:
+            raise MalformedMessage(DropReason.UNKNOWN_PEER)
+        start = len(MAGIC) + _KEY
+        try:
+            plaintext = bindings.crypto_box_open_afternm(
+                data[start + _NONCE :], data[start : start + _NONCE], self._shared
+            )
+        except CryptoError as error:
+            raise MalformedMessage(DropReason.DECRYPT_FAILED) from error
+        return _decode(plaintext)
+
+
+def _shared_key(remote_public: bytes, local_secret: bytes) -> bytes:
+    try:
+        return bindings.crypto_box_beforenm(remote_public, local_secret)
+    except CryptoError:
+        # A key of low order, which only a broken member publishes: nothing it sends will ever open.
+        return primitives.blake2s(local_secret)
+
+
+def _encode(message: Ping | Pong) -> bytes:
+    if isinstance(message, Ping):
+        return _PING.pack(_TYPE_PING, message.transaction_id).ljust(message.size, b"\0")
+    packed = ip_address(message.observed.host).packed
+    return _PONG.pack(
+        _TYPE_PONG,
+        message.transaction_id,
+        len(packed),
+        packed.ljust(16, b"\0"),
+        message.observed.port,
+        message.received & 0xFFFFFFFF,
+    )
+
+
+def _decode(plaintext: bytes) -> Ping | Pong:
+    if not plaintext:
+        raise MalformedMessage(DropReason.TOO_SHORT)
+    if plaintext[0] == _TYPE_PING and len(plaintext) >= PING_BYTES:
+        return Ping(plaintext[1 : 1 + TRANSACTION_ID_BYTES], len(plaintext))
+    if plaintext[0] == _TYPE_PONG and len(plaintext) >= _PONG.size:
+        _, transaction_id, size, packed, port, received = _PONG.unpack_from(plaintext)
+        if size not in (4, 16):
+            raise MalformedMessage(DropReason.MALFORMED)
+        host = ip_address(packed[:4]) if size == 4 else IPv6Address(packed)
+        return Pong(transaction_id, Address(str(host), port), received)
+    raise MalformedMessage(DropReason.UNKNOWN_TYPE)

@@ -1,0 +1,70 @@
+"""What a node tells its shell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .control_session import ConnectWanted, DisconnectWanted
+from .peer import PeerState
+from .roster import Member
+from .transport import Path
+
+
+@dataclass(frozen=True, slots=True)
+class StateChanged:
+    """The roster or our own record changed: it must reach the disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerChanged:
+    """A peer's state as users see it changed; with `state` None it is no peer any more, and `reason` says why."""
+
+    member: Member
+    state: PeerState | None
+    path: Path | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerChanged:
+    """The control connection: connecting, connected, refused (with the server's words)."""
+
+    state: str
+    detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ActionFinished:
+    """A request that the user made was carried out (`code` None), or refused."""
+
+    rid: int
+    code: str | None
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class PingFinished:
+    """The user's ping came back."""
+
+    token: int
+    rtt: float
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class MembershipChanged:
+    """We were evicted, reinstated, or the network was deleted."""
+
+    what: str
+
+
+NodeEvent = (
+    StateChanged
+    | PeerChanged
+    | ServerChanged
+    | ActionFinished
+    | PingFinished
+    | MembershipChanged
+    | ConnectWanted
+    | DisconnectWanted
+)

@@ -1,0 +1,239 @@
+"""Gathering: which addresses we have, how the NAT maps us, and our binding at the relay.
+
+All STUN requests leave in one burst (asked one by one, other hosts' traffic hides how a counting NAT counts), they
+are repeated while unanswered, and again every REFRESH seconds and on every change of network and servers. The
+request to a server's first port carries the relay's credentials, so one answer tells our address and renews the binding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from ipaddress import ip_address
+
+from . import stun
+from .candidate import MAX_CANDIDATES, Candidate, CandidateKind
+from .control import RELAY_BINDING_LIFETIME, RelayGrant
+from .drops import DropReason
+from .errors import MalformedMessage
+from .transport import Address, Path, Transmit
+
+RETRIES = (0.1, 0.2, 0.4, 0.8)
+"""Seconds to the repetitions of a burst; a lost request costs little, so the first come fast."""
+REFRESH = 25.0
+"""Seconds; below the 30 s after which the strictest common NATs forget a mapping."""
+REFRESH_JITTER = 0.1
+MAX_SERVERS = 8
+"""Server addresses that are asked."""
+
+
+class Mapping4787(Enum):
+    """How the NAT maps (RFC 4787 §4.1)."""
+
+    UNKNOWN = "unknown"
+    INDEPENDENT = "endpoint-independent"
+    DEPENDENT = "address-dependent"
+
+
+@dataclass(frozen=True, slots=True)
+class CandidatesChanged:
+    """Our addresses changed."""
+
+    candidates: tuple[Candidate, ...]
+    mapping: Mapping4787
+
+
+@dataclass(frozen=True, slots=True)
+class RelayBound:
+    """The relay at `server` knows our address behind `socket`."""
+
+    server: Address
+    socket: int
+
+
+@dataclass(frozen=True, slots=True)
+class RelayUnbound:
+    """The relay has not answered for as long as a binding lives."""
+
+
+GatherEvent = CandidatesChanged | RelayBound | RelayUnbound
+
+
+@dataclass(slots=True)
+class _Request:
+    server: Address
+    key: bytes | None
+
+
+class Gatherer:
+    """The machine. `ports` are our local ports by socket number (0 = IPv4, 1 = IPv6)."""
+
+    def __init__(self, entropy: Callable[[int], bytes]) -> None:
+        self.mapping = Mapping4787.UNKNOWN
+        self._entropy = entropy
+        self._servers: list[Address] = []
+        self._hosts: list[str] = []
+        self._ports: dict[int, int] = {}
+        self._grant: RelayGrant | None = None
+        self._counter = 0
+        self._requests: dict[bytes, _Request] = {}
+        self._mapped: dict[Address, Address] = {}
+        self._bound: RelayBound | None = None
+        self._bound_at = 0.0
+        self._attempt = 0
+        self._next_at: float | None = None
+        self._reported: tuple[Candidate, ...] = ()
+        self._transmits: list[Transmit] = []
+        self._events: list[GatherEvent] = []
+
+    def handle_servers(self, addresses: Sequence[Address], *, now: float) -> None:
+        """The rendezvous' UDP addresses, for each host its first port first."""
+        usable = list(dict.fromkeys(addresses))[:MAX_SERVERS]
+        if usable != self._servers:
+            self._servers = usable
+            self._mapped = {server: mapped for server, mapped in self._mapped.items() if server in usable}
+        self._start(now)
+
+    def handle_local_addresses(self, hosts: Sequence[str], ports: Mapping[int, int], *, now: float) -> None:
+        """This host's own addresses."""
+        is_change = list(hosts) != self._hosts or dict(ports) != self._ports
+        self._hosts, self._ports = list(hosts), dict(ports)
+        if is_change:
+            self._report()
+            self._start(now)
+
+    def handle_relay_grant(self, grant: RelayGrant, *, now: float) -> None:
+        """A new right to the relay. Without a control connection the old one is kept alive: calls go on."""
+        self._grant, self._counter = grant, 0
+        self._bound = None
+        self._start(now)
+
+    def handle_network_change(self, *, now: float) -> None:
+        """Mappings may be other ones now."""
+        self._start(now)
+
+    def handle_datagram(self, data: bytes, path: Path, *, now: float) -> DropReason | None:
+        """A STUN message."""
+        try:
+            message = stun.parse(data)
+        except MalformedMessage as error:
+            return error.reason
+        request = self._requests.get(message.transaction_id)
+        if request is None or request.server != path.remote or path.relay is not None:
+            return DropReason.UNEXPECTED
+        if request.key is not None and not message.is_authentic(request.key):
+            return DropReason.BAD_SIGNATURE
+        mapped = message.mapped_address
+        if message.type != stun.MessageType.SUCCESS or mapped is None:
+            return DropReason.MALFORMED
+        del self._requests[message.transaction_id]
+        self._mapped[request.server] = mapped
+        if request.key is not None:
+            self._note_bound(RelayBound(request.server, path.socket), now)
+        self._classify()
+        self._report()
+        return None
+
+    def next_timeout(self) -> float | None:
+        """The next repetition or refresh."""
+        return self._next_at
+
+    def handle_timeout(self, *, now: float) -> None:
+        """Repeat what is unanswered, or start the next burst."""
+        if self._next_at is None or now < self._next_at:
+            return
+        if self._bound is not None and now - self._bound_at > RELAY_BINDING_LIFETIME:
+            self._bound = None
+            self._events.append(RelayUnbound())
+        if self._requests and self._attempt < len(RETRIES):
+            self._ask(now)
+        else:
+            self._start(now)
+
+    def take_transmits(self) -> list[Transmit]:
+        """STUN requests to send; clears."""
+        transmits, self._transmits = self._transmits, []
+        return transmits
+
+    def take_events(self) -> list[GatherEvent]:
+        """What changed; clears."""
+        events, self._events = self._events, []
+        return events
+
+    def _start(self, now: float) -> None:
+        self._attempt = 0
+        self._requests.clear()
+        if self._servers and self._ports:
+            self._ask(now)
+
+    def _ask(self, now: float) -> None:
+        waiting = {request.server for request in self._requests.values()}
+        asked = [server for server in self._servers if not waiting or server in waiting]
+        # Earlier requests stay valid: a late answer is as good as a prompt one.
+        for server in asked:
+            self._send(server)
+        is_last = self._attempt >= len(RETRIES) or not self._requests
+        wait = self._refresh_wait() if is_last else RETRIES[self._attempt]
+        self._attempt += 1
+        self._next_at = now + wait
+
+    def _send(self, server: Address) -> None:
+        socket = 1 if server.is_ipv6 else 0
+        if socket not in self._ports:
+            return
+        transaction_id = self._entropy(12)
+        key, username = None, None
+        if self._grant is not None and self._is_relay_port(server):
+            self._counter += 1
+            key, username = self._grant.key, stun.relay_username(self._grant.id, self._counter)
+        data = stun.binding_request(transaction_id, username=username, key=key)
+        if len(self._requests) < MAX_SERVERS * (len(RETRIES) + 1):
+            self._requests[transaction_id] = _Request(server, key)
+            self._transmits.append(Transmit(Path(socket, server), data))
+
+    def _is_relay_port(self, server: Address) -> bool:
+        first = next(address for address in self._servers if address.host == server.host)
+        return server == first
+
+    def _refresh_wait(self) -> float:
+        fraction = int.from_bytes(self._entropy(4), "little") / 2**32
+        return REFRESH * (1 - REFRESH_JITTER * fraction)
+
+    def _note_bound(self, bound: RelayBound, now: float) -> None:
+        if self._bound is None:
+            # The first server address that answers stays the relay: both ends must not flap between families.
+            self._bound = bound
+            self._events.append(bound)
+        if self._bound == bound:
+            self._bound_at = now
+
+    def _classify(self) -> None:
+        by_family: dict[bool, set[Address]] = {}
+        for server, mapped in self._mapped.items():
+            by_family.setdefault(server.is_ipv6, set()).add(mapped)
+        answered = [mapped for mapped in by_family.values()]
+        asked_twice = len(self._mapped) > len(answered)
+        if any(len(mapped) > 1 for mapped in answered):
+            self.mapping = Mapping4787.DEPENDENT
+        elif asked_twice:
+            self.mapping = Mapping4787.INDEPENDENT
+
+    def _report(self) -> None:
+        found = [
+            Candidate(CandidateKind.HOST, host, self._ports[socket])
+            for host in self._hosts
+            if (socket := 1 if ip_address(host).version == 6 else 0) in self._ports
+        ]
+        hosts = {candidate.address for candidate in found}
+        for mapped in dict.fromkeys(self._mapped.values()):
+            if mapped not in hosts:
+                found.append(Candidate(CandidateKind.SERVER_REFLEXIVE, mapped.host, mapped.port))
+        if self.mapping is Mapping4787.DEPENDENT:
+            # A static forward of our own port may exist although the NAT maps each destination differently.
+            ports = {mapped.host: self._ports.get(1 if mapped.is_ipv6 else 0) for mapped in self._mapped.values()}
+            found += [Candidate(CandidateKind.CONFIGURED, host, port) for host, port in ports.items() if port]
+        candidates = tuple(sorted(dict.fromkeys(found))[:MAX_CANDIDATES])
+        if candidates != self._reported:
+            self._reported = candidates
+            self._events.append(CandidatesChanged(candidates, self.mapping))

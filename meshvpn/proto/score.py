@@ -1,0 +1,35 @@
+"""How good a call on a path would sound: the E-model (ITU-T G.107), reduced to what a network can change.
+
+R = 93.2 - Id - Ie_eff. Delay (G.107 §7.4 in the usual linear form): Id = 0.024·d + 0.11·(d - 177.3) beyond 177.3 ms.
+Loss (G.113 Appendix I, G.711 with packet loss concealment, random loss): Ie_eff = 95·P / (P + 25.1), P in percent.
+"""
+
+from __future__ import annotations
+
+BASE_R = 93.2
+_PACKETISATION = 20.0
+"""Milliseconds of speech in one packet."""
+_KNEE = 177.3
+_LOSS_ROBUSTNESS = 25.1
+SWITCH_MARGIN = 5.0
+"""Points of R by which another path must be better: half of what a listener notices as a step of quality."""
+DIRECT_BONUS = 3.0
+"""Points: of two paths that sound alike, the one without a third party's bandwidth and fate."""
+
+
+def r_factor(rtt: float, jitter: float, loss: float) -> float:
+    """R (0 … 93.2) from seconds of round trip and jitter and a share of lost packets (0 … 1)."""
+    # A playout buffer holds about twice the jitter; half of the round trip is the network's part of the delay.
+    delay = 1000 * (rtt / 2 + 2 * jitter) + _PACKETISATION
+    delay_loss = 0.024 * delay + (0.11 * (delay - _KNEE) if delay > _KNEE else 0.0)
+    percent = 100 * min(max(loss, 0.0), 1.0)
+    return max(0.0, BASE_R - delay_loss - 95 * percent / (percent + _LOSS_ROBUSTNESS))
+
+
+def mos(r: float) -> float:
+    """Mean opinion score (1 … 4.5) of an R (G.107 Annex B)."""
+    if r <= 0:
+        return 1.0
+    if r >= 100:
+        return 4.5
+    return 1 + 0.035 * r + r * (r - 60) * (100 - r) * 7e-6

@@ -1,0 +1,290 @@
+"""What the rendezvous decides, pure: one network's stored document and one request give a new document and an answer.
+
+The shell loads the document, calls `apply`, stores the new one by compare-and-swap, and only then answers and publishes;
+if somebody else stored meanwhile, it starts over. So the same code serves one node with SQLite and many with a shared store.
+The document holds no secrets: public charter, sealed records, addresses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network
+
+import msgspec
+
+from meshvpn.proto import control
+from meshvpn.proto.charter import Charter, check_charter, decode_charter, is_banned
+from meshvpn.proto.control import (
+    Attach,
+    CharterChanged,
+    Create,
+    Done,
+    Goodbye,
+    Join,
+    MemberChanged,
+    MemberEntry,
+    MemberLeft,
+    PutCharter,
+    PutLeave,
+    PutRecord,
+    RefusalCode,
+    Refused,
+)
+from meshvpn.proto.drops import DropReason
+from meshvpn.proto.errors import MalformedMessage
+from meshvpn.proto.keys import network_uid, verify_detached
+from meshvpn.proto.record import check_envelope, check_leave
+from meshvpn.proto.signed import DOMAIN_SESSION, Signed
+
+ADDRESS_QUARANTINE = 24 * 3600
+"""Seconds for which the address of a member that left is not given to another: old records may still say so."""
+UNFINISHED_LIFETIME = 3600
+"""Seconds after which a join that never published a record is forgotten."""
+MAX_FORMER = 4096
+
+
+class StoredEntry(msgspec.Struct, array_like=True):
+    """A member. `joined_at` is Unix seconds."""
+
+    identity: bytes
+    address: str
+    joined_at: int
+    envelope: Signed | None = None
+    approval: Signed | None = None
+
+
+class NetworkDoc(msgspec.Struct, array_like=True):
+    """A network as it is stored."""
+
+    charter: Signed
+    founder: bytes
+    members: list[StoredEntry]
+    former: list[tuple[str, int]]
+    """Addresses of those who left, and when (Unix seconds)."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What follows from a request. `document` None: nothing to store."""
+
+    reply: control.Response | None
+    document: NetworkDoc | None = None
+    publish: list[control.Response] = field(default_factory=list)
+    """For every other connection of the network."""
+    goodbye: dict[bytes, Goodbye] = field(default_factory=dict)
+    """Last words for the connections of these identities, after what is published."""
+    address: str | None = None
+    """Set when the request let its sender in."""
+
+
+def uid_of(document: NetworkDoc) -> bytes:
+    """The network's uid."""
+    return network_uid(decode_charter(document.charter).owner)
+
+
+def locator_of(document: NetworkDoc) -> bytes | None:
+    """What a joiner asks for; None while the password is retired, or after deletion."""
+    return decode_charter(document.charter).locator
+
+
+def entries(document: NetworkDoc) -> list[MemberEntry]:
+    """The members as clients get them."""
+    return [MemberEntry(entry.identity, entry.address, entry.envelope, entry.approval) for entry in document.members]
+
+
+def is_proof_valid(request: Create | Join | Attach, nonce: bytes) -> bool:
+    """True if the sender holds the identity's private key and speaks to this connection."""
+    match request:
+        case Create(charter=charter):
+            try:
+                subject = network_uid(decode_charter(charter).owner)
+            except MalformedMessage:
+                return False
+        case Join(locator=locator):
+            subject = locator
+        case Attach(uid=uid):
+            subject = uid
+    return verify_detached(request.identity, request.proof, DOMAIN_SESSION + nonce + subject)
+
+
+def apply(document: NetworkDoc | None, request: control.Request, identity: bytes, *, wall: int) -> Outcome:
+    """Decide a request of a connection that has proven `identity`. Never raises on what was sent."""
+    try:
+        match request:
+            case Create():
+                return _create(document, request, wall)
+            case Join():
+                return _join(document, request, wall)
+            case Attach():
+                return _attach(document, request)
+            case _ if document is None or _find(document, identity) is None:
+                return _refuse(request, RefusalCode.NOT_A_MEMBER, "this host is not a member of the network")
+            case PutRecord():
+                return _put_record(document, request, identity)
+            case PutCharter():
+                return _put_charter(document, request, identity)
+            case PutLeave():
+                return _put_leave(document, request, identity, wall)
+            case _:
+                return _refuse(request, RefusalCode.BAD_REQUEST, "no such request")
+    except MalformedMessage as error:
+        return _refuse(request, _CODES.get(error.reason, RefusalCode.BAD_REQUEST), f"refused: {error}")
+
+
+_CODES = {
+    DropReason.BAD_SIGNATURE: RefusalCode.BAD_SIGNATURE,
+    DropReason.STALE: RefusalCode.STALE_CHARTER,
+    DropReason.OVER_LIMIT: RefusalCode.TOO_LARGE,
+    DropReason.NOT_FOR_US: RefusalCode.NOT_ALLOWED,
+}
+
+
+def _create(document: NetworkDoc | None, request: Create, wall: int) -> Outcome:
+    charter = check_charter(request.charter, None)
+    if document is not None:
+        if document.charter == request.charter and document.founder == request.identity:
+            return _welcome(document, request.identity)  # the answer was lost, or the founder died before reading it
+        return _refuse(
+            request, RefusalCode.NETWORK_EXISTS, "a network with that name and password exists already on this server"
+        )
+    if charter.version != 1 or charter.evicted or charter.is_deleted or request.charter.signer != charter.owner:
+        return _refuse(request, RefusalCode.BAD_REQUEST, "a new network starts with version 1 of its charter")
+    created = NetworkDoc(request.charter, request.identity, [], [])
+    return _admit(created, charter, request.identity, request, wall)
+
+
+def _join(document: NetworkDoc | None, request: Join, wall: int) -> Outcome:
+    if document is None:
+        return _refuse(request, RefusalCode.UNKNOWN_NETWORK, "no network with that name and password")
+    charter = decode_charter(document.charter)
+    if is_banned(charter, request.identity):
+        return _refuse(request, RefusalCode.EVICTED, "this host was evicted from the network")
+    if _find(document, request.identity) is not None:
+        return _welcome(document, request.identity)
+    if charter.access == "locked":
+        return _refuse(request, RefusalCode.LOCKED, "the network is locked: its owner admits nobody")
+    return _admit(document, charter, request.identity, request, wall)
+
+
+def _attach(document: NetworkDoc | None, request: Attach) -> Outcome:
+    if document is None:
+        return _refuse(request, RefusalCode.UNKNOWN_NETWORK, "this server does not know the network")
+    charter = decode_charter(document.charter)
+    # The newest charter goes first: the member sees for itself that it is out.
+    evidence: list[control.Response] = [CharterChanged(charter=document.charter, members=[])]
+    if charter.is_deleted:
+        refusal = _refuse(request, RefusalCode.DELETED, "the network was deleted by its owner")
+        return Outcome(refusal.reply, publish=evidence)
+    if is_banned(charter, request.identity):
+        refusal = _refuse(request, RefusalCode.EVICTED, "this host was evicted from the network")
+        return Outcome(refusal.reply, publish=evidence)
+    if _find(document, request.identity) is None:
+        return _refuse(request, RefusalCode.NOT_A_MEMBER, "this host is not a member of the network; join it again")
+    return _welcome(document, request.identity)
+
+
+def _admit(document: NetworkDoc, charter: Charter, identity: bytes, request: Create | Join, wall: int) -> Outcome:
+    members = [
+        entry
+        for entry in document.members
+        if entry.envelope is not None or wall - entry.joined_at < UNFINISHED_LIFETIME
+    ]
+    if len(members) >= control.MAX_MEMBERS:
+        return _refuse(request, RefusalCode.NETWORK_FULL, f"the network has {control.MAX_MEMBERS} members already")
+    former = [(address, left_at) for address, left_at in document.former if wall - left_at < ADDRESS_QUARANTINE]
+    address = _free_address(charter, members, former)
+    if address is None:
+        return _refuse(request, RefusalCode.POOL_EXHAUSTED, f"all addresses of {charter.pool} are taken")
+    members.append(StoredEntry(identity, address, wall))
+    updated = NetworkDoc(document.charter, document.founder, members, former)
+    outcome = _welcome(updated, identity)
+    outcome.document = updated
+    return outcome
+
+
+def _free_address(charter: Charter, members: list[StoredEntry], former: list[tuple[str, int]]) -> str | None:
+    """The lowest address that nobody has or had lately; of lately left ones the oldest, if there is no other."""
+    taken = {entry.address for entry in members}
+    resting = {address: left_at for address, left_at in former if address not in taken}
+    hosts = IPv4Network(charter.pool).hosts()
+    # At most MAX_MEMBERS + MAX_FORMER are passed over, however large the pool.
+    for host in hosts:
+        if str(host) not in taken and str(host) not in resting:
+            return str(host)
+    return min(resting, key=lambda address: resting[address], default=None)
+
+
+def _welcome(document: NetworkDoc, identity: bytes) -> Outcome:
+    entry = _find(document, identity)
+    assert entry is not None, "whoever is welcomed is a member"
+    return Outcome(None, address=entry.address)
+
+
+def _put_record(document: NetworkDoc, request: PutRecord, identity: bytes) -> Outcome:
+    charter = decode_charter(document.charter)
+    envelope = check_envelope(request.envelope, charter)
+    entry = _find(document, identity)
+    if entry is None or envelope.identity != identity or envelope.address != entry.address:
+        return _refuse(request, RefusalCode.NOT_ALLOWED, "a record must be of the member that sends it")
+    if envelope.epoch != charter.epoch:
+        return _refuse(request, RefusalCode.STALE_CHARTER, "the record is sealed under an old epoch key")
+    changed = msgspec.structs.replace(entry, envelope=request.envelope)
+    updated = _replace(document, [changed if other is entry else other for other in document.members])
+    news = MemberEntry(changed.identity, changed.address, changed.envelope, changed.approval)
+    return Outcome(Done(rid=request.rid), updated, [MemberChanged(entry=news)])
+
+
+def _put_charter(document: NetworkDoc, request: PutCharter, identity: bytes) -> Outcome:
+    charter = check_charter(request.charter, document.charter)
+    sealed: dict[bytes, Signed] = {}
+    for signed in request.envelopes[: control.MAX_MEMBERS]:
+        envelope = check_envelope(signed, charter)
+        stored = _find(document, envelope.identity)
+        if envelope.epoch == charter.epoch and stored is not None and stored.address == envelope.address:
+            sealed[envelope.identity] = signed
+    staying, leaving = [], []
+    for entry in document.members:
+        if is_banned(charter, entry.identity):
+            leaving.append(entry)
+        else:
+            staying.append(msgspec.structs.replace(entry, envelope=sealed.get(entry.identity, entry.envelope)))
+    former = [*document.former, *((entry.address, charter.issued_at) for entry in leaving)][-MAX_FORMER:]
+    updated = NetworkDoc(request.charter, document.founder, staying, former)
+    goodbye = {entry.identity: _goodbye(RefusalCode.EVICTED) for entry in leaving}
+    if charter.is_deleted:
+        goodbye = {
+            entry.identity: _goodbye(RefusalCode.DELETED) for entry in document.members if entry.identity != identity
+        }
+    news = CharterChanged(charter=request.charter, members=entries(updated))
+    return Outcome(Done(rid=request.rid), updated, [news], goodbye)
+
+
+def _put_leave(document: NetworkDoc, request: PutLeave, identity: bytes, wall: int) -> Outcome:
+    leave = check_leave(request.leave, uid_of(document))
+    entry = _find(document, identity)
+    if entry is None or leave.identity != identity:
+        return _refuse(request, RefusalCode.NOT_ALLOWED, "only the member itself can leave")
+    updated = _replace(document, [other for other in document.members if other is not entry])
+    updated.former = [*document.former, (entry.address, wall)][-MAX_FORMER:]
+    goodbye = {identity: Goodbye(code="left", message="you left the network")}
+    return Outcome(Done(rid=request.rid), updated, [MemberLeft(leave=request.leave)], goodbye)
+
+
+def _goodbye(code: RefusalCode) -> Goodbye:
+    words = {
+        RefusalCode.EVICTED: "this host was evicted from the network",
+        RefusalCode.DELETED: "the network was deleted by its owner",
+    }
+    return Goodbye(code=code, message=words[code])
+
+
+def _replace(document: NetworkDoc, members: list[StoredEntry]) -> NetworkDoc:
+    return NetworkDoc(document.charter, document.founder, members, document.former)
+
+
+def _find(document: NetworkDoc, identity: bytes) -> StoredEntry | None:
+    return next((entry for entry in document.members if entry.identity == identity), None)
+
+
+def _refuse(request: control.Request, code: RefusalCode, message: str) -> Outcome:
+    return Outcome(Refused(rid=getattr(request, "rid", 0), code=code, message=message))

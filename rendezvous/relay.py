@@ -1,0 +1,153 @@
+"""The relay of last resort: forwards sealed packets between two members of one network. Pure; reads nothing of them.
+
+    frame: word 5 ‖ source id(4) ‖ destination id(4) ‖ packet          (meshvpn/proto/transport.py)
+
+An id belongs to one control connection. Its address is what an authenticated STUN request came from last; a frame passes
+if it comes from the address bound to its source id, and its destination is bound and of the same network. Bindings outlive
+the control connection by RELAY_BINDING_LIFETIME, so a call does not notice that the server's other half was away.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from meshvpn.proto import stun
+from meshvpn.proto.control import RELAY_BINDING_LIFETIME, RelayGrant
+from meshvpn.proto.drops import DropReason
+from meshvpn.proto.errors import MalformedMessage
+from meshvpn.proto.stun import MessageType
+from meshvpn.proto.transport import RELAY_HEADER, RELAY_WORD, Address
+
+from .limits import Buckets, Limits, source_key
+
+UNAUTHORIZED = 401
+
+
+@dataclass(slots=True)
+class _Seat:
+    """One id."""
+
+    uid: bytes
+    key: bytes
+    counter: int = -1
+    socket: int = -1
+    address: Address | None = None
+    bound_at: float = float("-inf")
+    released_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """A datagram to send, unchanged, from this socket."""
+
+    socket: int
+    to: Address
+    data: bytes
+
+
+class Relay:
+    """STUN and relay on the server's UDP sockets. `socket` is a number of the shell's."""
+
+    def __init__(self, limits: Limits, *, entropy: Callable[[int], bytes]) -> None:
+        self.drops: Counter[DropReason] = Counter()
+        self.forwarded_packets = 0
+        self.forwarded_bytes = 0
+        self.stun_answers = 0
+        self._entropy = entropy
+        self._seats: dict[int, _Seat] = {}
+        self._stun_limit = Buckets(limits.stun_rate, limits.stun_burst)
+        self._traffic_limit = Buckets(limits.relay_bytes_rate, limits.relay_bytes_burst)
+
+    def __len__(self) -> int:
+        return len(self._seats)
+
+    def grant(self, uid: bytes) -> RelayGrant:
+        """A new id for a member of a network."""
+        while (number := int.from_bytes(self._entropy(4), "little")) in self._seats or number == 0:
+            pass
+        self._seats[number] = _Seat(uid, self._entropy(32))
+        return RelayGrant(number, self._seats[number].key)
+
+    def release(self, number: int, *, now: float) -> None:
+        """The control connection is gone; the binding stays for its lifetime."""
+        if (seat := self._seats.get(number)) is not None:
+            seat.released_at = now
+
+    def evict(self, number: int) -> None:
+        """Nothing is relayed for this id from now on."""
+        self._seats.pop(number, None)
+
+    def handle_timeout(self, *, now: float) -> None:
+        """Forget ids whose connection and binding are both gone; call now and then."""
+        for number, seat in list(self._seats.items()):
+            if seat.released_at is None:
+                continue
+            if now - max(seat.released_at, seat.bound_at) > RELAY_BINDING_LIFETIME:
+                del self._seats[number]
+                self._traffic_limit.forget(number)
+
+    def handle_datagram(self, data: bytes, source: Address, socket: int, *, now: float) -> Forward | None:
+        """A datagram; what to send in consequence, if anything."""
+        if len(data) >= RELAY_HEADER.size and data[0] == RELAY_WORD and data[1:4] == b"\0\0\0":
+            outcome = self._forward(data, source, now)
+        elif stun.is_stun(data):
+            outcome = self._answer(data, source, socket, now)
+        else:
+            outcome = DropReason.UNKNOWN_TYPE
+        if isinstance(outcome, DropReason):
+            self.drops[outcome] += 1
+            return None
+        return outcome
+
+    def _forward(self, data: bytes, source: Address, now: float) -> Forward | DropReason:
+        _, source_id, destination_id = RELAY_HEADER.unpack_from(data)
+        sender, receiver = self._seats.get(source_id), self._seats.get(destination_id)
+        if sender is None or sender.address != source or not _is_bound(sender, now):
+            return DropReason.DISALLOWED_SOURCE
+        if receiver is None or receiver.uid != sender.uid or receiver.address is None or not _is_bound(receiver, now):
+            return DropReason.UNKNOWN_PEER
+        if not self._traffic_limit.take(source_id, now=now, amount=len(data)):
+            return DropReason.OVER_LIMIT
+        self.forwarded_packets += 1
+        self.forwarded_bytes += len(data)
+        return Forward(receiver.socket, receiver.address, data)
+
+    def _answer(self, data: bytes, source: Address, socket: int, now: float) -> Forward | DropReason:
+        if not self._stun_limit.take(source_key(source.host), now=now):
+            return DropReason.FLOOD
+        try:
+            message = stun.parse(data)
+        except MalformedMessage as error:
+            return error.reason
+        if message.type != MessageType.REQUEST:
+            return DropReason.UNKNOWN_TYPE
+        key = None
+        if message.username is not None:
+            seat = self._authenticate(message)
+            if isinstance(seat, DropReason):
+                # 40 bytes or fewer, shorter than any request with a user name: nothing is amplified.
+                self.drops[seat] += 1
+                return Forward(socket, source, stun.binding_error(message.transaction_id, UNAUTHORIZED))
+            seat.address, seat.socket, seat.bound_at = source, socket, now
+            key = seat.key
+        self.stun_answers += 1
+        return Forward(socket, source, stun.binding_success(message.transaction_id, source, key=key))
+
+    def _authenticate(self, message: stun.Message) -> _Seat | DropReason:
+        parsed = stun.parse_relay_username(message.username or "")
+        seat = self._seats.get(parsed[0]) if parsed is not None else None
+        if parsed is None or seat is None:
+            return DropReason.UNKNOWN_PEER
+        if not message.is_authentic(seat.key):
+            return DropReason.BAD_SIGNATURE
+        if parsed[1] <= seat.counter:
+            # A recorded request, played back from elsewhere, would take the member's packets away.
+            return DropReason.REPLAYED
+        seat.counter = parsed[1]
+        return seat
+
+
+def _is_bound(seat: _Seat, now: float) -> bool:
+    return now - seat.bound_at <= RELAY_BINDING_LIFETIME
