@@ -68,7 +68,7 @@ class EvictRequest(msgspec.Struct, frozen=True, kw_only=True):
     """`password` is retire, keep or new; new carries the keys derived from the new password."""
 
     peer: str
-    password: str = "retire"  # noqa: S105
+    password: str = "retire"
     locator: str | None = None
     wrap_key: str | None = None
 

@@ -1,7 +1,7 @@
 """What the rendezvous decides, pure: one network's stored document and one request give a new document and an answer.
 
-The shell loads the document, calls `apply`, stores the new one by compare-and-swap, and only then answers and publishes;
-if somebody else stored meanwhile, it starts over. So the same code serves one node with SQLite and many with a shared store.
+The shell loads the document, calls `apply`, stores the new one by compare-and-swap, and only then answers and
+publishes; if somebody else stored meanwhile, it starts over. So the same code serves one node and many.
 The document holds no secrets: public charter, sealed records, addresses.
 """
 

@@ -2,9 +2,9 @@
 
     frame: word 5 ‖ source id(4) ‖ destination id(4) ‖ packet          (meshvpn/proto/transport.py)
 
-An id belongs to one control connection. Its address is what an authenticated STUN request came from last; a frame passes
-if it comes from the address bound to its source id, and its destination is bound and of the same network. Bindings outlive
-the control connection by RELAY_BINDING_LIFETIME, so a call does not notice that the server's other half was away.
+An id belongs to one control connection. Its address is what an authenticated STUN request came from last; a frame
+passes if it comes from the address bound to its source id, and its destination is bound and of the same network.
+Bindings outlive the control connection by RELAY_BINDING_LIFETIME, so a call does not notice when that breaks.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class EngineEvent(NamedTuple):
 
     kind: int
     peer: int
-    index: int
+    local_index: int
     socket: int
     host: str
     port: int

@@ -110,7 +110,7 @@ class Datagram(NamedTuple):
 class EngineEvent(NamedTuple):
     kind: int
     peer: int
-    index: int
+    local_index: int
     socket: int
     host: str
     port: int

@@ -98,5 +98,5 @@ class _Attempt:
                     self._result.set_result(self._enrolled)
                 case _:
                     pass
-        for message in self._session.take_messages():
-            self.link.send(message)
+        for data in self._session.take_messages():
+            self.link.send(data)

@@ -1,7 +1,7 @@
 """The system's side of a mesh interface: addresses, routes, what else is configured on this host.
 
-Blocking netlink calls by pyroute2, a few milliseconds each: call them in a worker thread (its asynchronous flavour opens
-netlink sockets through the event loop, which uvloop does not do).
+Blocking netlink calls by pyroute2, a few milliseconds each: call them in a worker thread (its asynchronous flavour
+opens netlink sockets through the event loop, which uvloop does not do).
 """
 
 from __future__ import annotations

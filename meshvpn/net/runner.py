@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface
 
@@ -22,13 +22,15 @@ from tun.engine import (
 from ..proto.commands import apply
 from ..proto.control_session import ConnectWanted, DisconnectWanted
 from ..proto.errors import MeshError
+from ..proto.events import NodeEvent
 from ..proto.keys import ula_prefix
-from ..proto.node import Node, NodeEvent
+from ..proto.node import Node
 from ..proto.peer import Traffic
 from ..proto.timers import Stamps
 from ..proto.transport import Address, Path, RelayHop
 from . import interface
 from .control_link import ControlLink, ServerIdentity
+from .enrolment import Enrolled
 from .sockets import NetworkSockets, send
 
 log = logging.getLogger(__name__)
@@ -83,12 +85,16 @@ class NetworkRunner:
         """Local UDP ports by socket number."""
         return self._sockets.ports
 
-    async def start(self, last_known: Mapping[bytes, Path]) -> None:
-        """Create the interface, start the engine, bring up the peers, connect. Raises TunError, OSError, ConfigError."""
+    async def start(self, last_known: Mapping[bytes, Path], enrolled: Enrolled | None) -> None:
+        """Create the interface, start the engine, bring up the peers, connect (or go on with what `enrolled` opened).
+
+        Raises TunError, OSError, ConfigError.
+        """
         place = self.placement
         # The hold comes before the device: from here on nothing for the mesh leaves by another route.
         await asyncio.to_thread(interface.hold_prefixes, self._prefixes())
-        self.device = open_device(place.interface, mtu=place.mtu, persist=True)
+        taken = frozenset(await asyncio.to_thread(interface.interface_names))
+        self.device = open_device(place.interface, taken=taken)
         await asyncio.to_thread(
             interface.configure,
             self.device.name,
@@ -103,8 +109,13 @@ class NetworkRunner:
         self._loop.add_reader(self.engine.slow_fd, self._drain_engine)
         self._poll = self._loop.call_later(POLL_INTERVAL, self._read_figures)
         await self.refresh_addresses()
+        if enrolled is not None:
+            hosts = enrolled.server.hosts
+            self.node.handle_adopted(enrolled.attached, hosts, now=_now(), wall_ns=_wall_ns())
         self.node.handle_start(last_known, now=_now(), wall_ns=_wall_ns())
         self._pump()
+        if enrolled is not None:
+            enrolled.hand_over(self)
 
     async def stop(self, *, keep_device: bool) -> None:
         """Stop. With `keep_device` the interface and its addresses stay, so that Asterisk does not notice."""
@@ -199,7 +210,7 @@ class NetworkRunner:
         elif event.kind == EVENT_REKEY_WANTED:
             self.node.handle_rekey_wanted(event.peer, now=now, wall_ns=wall_ns)
         elif event.kind == EVENT_KEYPAIR_CONFIRMED:
-            self.node.handle_keypair_confirmed(event.peer, event.index, now=now, wall_ns=wall_ns)
+            self.node.handle_keypair_confirmed(event.peer, event.local_index, now=now, wall_ns=wall_ns)
         elif event.kind == EVENT_PATH_SEEN:
             path = _path(
                 event.socket, event.host, event.port, event.is_relayed, event.relay_source, event.relay_destination
@@ -255,6 +266,7 @@ def _figures(engine: Engine, number: int) -> tuple[Traffic, Stamps]:
             first_received_at=stats.first_received_at,
             more_arrived=stats.more_arrived,
             last_authenticated_at=stats.last_authenticated_at,
+            last_sent_at=stats.last_sent_at,
         ),
     )
 

@@ -1,6 +1,6 @@
 """Gathering: which addresses we have, how the NAT maps us, and our binding at the relay.
 
-All STUN requests leave in one burst (asked one by one, other hosts' traffic hides how a counting NAT counts), they
+All STUN requests leave in one burst (asked one by one, other hosts' traffic hides how a counting NAT counts). They
 are repeated while unanswered, and again every REFRESH seconds and on every change of network and servers. The
 request to a server's first port carries the relay's credentials, so one answer tells our address and renews the binding.
 """

@@ -63,7 +63,7 @@ class Membership:
         self._roster = roster
         self._session = session
         self._entropy = entropy
-        self._tunnel_public = primitives.x25519_public(keys.tunnel)
+        self.tunnel_public = primitives.x25519_public(keys.tunnel)
         self._updates: dict[int, owner.CharterUpdate] = {}
 
     # The charter. Each raises MembershipError; the number is a request's.
@@ -147,7 +147,7 @@ class Membership:
             self._keys.identity,
             address=self.profile.address,
             nick=self.profile.nick,
-            tunnel_key=self._tunnel_public,
+            tunnel_key=self.tunnel_public,
             disco_key=disco.public_key(self._keys.disco),
             joined_at=self.profile.joined_at,
             sequence=max(previous + 1, wall),

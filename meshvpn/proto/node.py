@@ -384,7 +384,7 @@ class Node:
     # Peers follow the roster.
 
     def _add_peer(self, member: Member, *, now: float, wall_ns: int) -> None:
-        if member.is_pending or len(self.peers) >= MAX_PEERS:
+        if member.is_pending or member.identity in self.peers or len(self.peers) >= MAX_PEERS:
             return
         number = next(number for number in range(1, MAX_PEERS + 2) if number not in self._by_number)
         peer = make_peer(number, member, self._keys.disco, entropy=self._entropy)

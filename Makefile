@@ -1,0 +1,35 @@
+# `make` alone lists the targets.
+PYTHON ?= $(shell .ci/python)
+VENV := .venv
+STAMP := $(VENV)/.ready
+SOURCES := pyproject.toml tun/engine.pyx $(wildcard tun/*.pxd)
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /	/' | expand -t 12
+
+setup: $(STAMP)  ## make .venv with meshvpn, meshvpnd, meshvpn-rendezvous and the compiled engine
+
+$(STAMP): $(SOURCES) .ci/packages .ci/python
+	.ci/packages
+	test -x $(VENV)/bin/python || $$(.ci/python) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --upgrade pip setuptools
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+check: setup  ## formatting, lints, types, layering, spelling
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check --output-format concise .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	PATH=$(CURDIR)/$(VENV)/bin:$$PATH $(VENV)/bin/cython-lint --max-line-length 120 tun
+	$(VENV)/bin/codespell
+
+test: check  ## everything that is checked and tested, the fast things first
+	$(VENV)/bin/pytest --durations=5 tests
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -f tun/engine.c tun/*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help setup check test clean

@@ -1,0 +1,252 @@
+"""The local API's server side: HTTP on the Unix socket. Types and routes are described in meshvpn/ipc.py."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import msgspec
+from aiohttp import web
+
+import meshvpn
+from tun.device import TunError
+
+from .. import ipc
+from ..proto.errors import ConfigError, MembershipError, MeshError, RendezvousError
+from ..proto.keys import NetworkKeys, check_nick
+from ..state import StateError
+from .control_link import PinMismatchError, ServerUnreachableError
+from .network import Network
+from .networks import Networks, UnknownNetworkError
+
+log = logging.getLogger(__name__)
+T = TypeVar("T", bound=msgspec.Struct)
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+MAX_BODY = 65536
+MAX_EVENT_STREAMS = 32
+EVENT_BACKLOG = 1000
+
+_STATUS = {
+    UnknownNetworkError: (404, "unknown_network"),
+    ServerUnreachableError: (504, "server_unreachable"),
+    PinMismatchError: (502, "pin_mismatch"),
+    ConfigError: (400, "usage"),
+    MembershipError: (409, "refused"),
+    StateError: (409, "state"),
+    TunError: (409, "device"),
+    OSError: (409, "system"),
+}
+
+
+class Events:
+    """Hands events to everybody who listens; a slow listener loses the oldest ones."""
+
+    def __init__(self) -> None:
+        self._queues: set[asyncio.Queue[ipc.EventView]] = set()
+
+    def publish(self, event: ipc.EventView) -> None:
+        """Tell all."""
+        for queue in self._queues:
+            if queue.full():
+                queue.get_nowait()
+            queue.put_nowait(event)
+
+    def open(self) -> asyncio.Queue[ipc.EventView] | None:
+        """A new listener's queue, or None if there are too many."""
+        if len(self._queues) >= MAX_EVENT_STREAMS:
+            return None
+        queue: asyncio.Queue[ipc.EventView] = asyncio.Queue(EVENT_BACKLOG)
+        self._queues.add(queue)
+        return queue
+
+    def close(self, queue: asyncio.Queue[ipc.EventView]) -> None:
+        """The listener is gone."""
+        self._queues.discard(queue)
+
+
+class Api:
+    """The routes."""
+
+    def __init__(self, networks: Networks, events: Events, state_dir: str) -> None:
+        self._networks = networks
+        self._events = events
+        self._state_dir = state_dir
+        self._started_at = time.monotonic()
+
+    def application(self) -> web.Application:
+        """For aiohttp."""
+        application = web.Application(client_max_size=MAX_BODY, middlewares=[_errors_as_replies])
+        net = "/v1/networks/{net}"
+        application.add_routes(
+            [
+                web.get("/v1/status", self._status),
+                web.get("/v1/networks", self._list),
+                web.get("/v1/events", self._stream),
+                web.post("/v1/networks", self._create),
+                web.post("/v1/networks/join", self._join),
+                web.get(f"{net}/peers", self._peers),
+                web.post(f"{net}/leave", self._leave),
+                web.post(f"{net}/delete", self._delete),
+                web.post(f"{net}/up", self._up),
+                web.post(f"{net}/down", self._down),
+                web.post(f"{net}/evict", self._evict),
+                web.post(f"{net}/unban", self._unban),
+                web.post(f"{net}/passwd", self._passwd),
+                web.post(f"{net}/nick", self._nick),
+                web.post(f"{net}/ping", self._ping),
+            ]
+        )
+        return application
+
+    async def _status(self, _request: web.Request) -> web.Response:
+        networks = list(self._networks.by_uid.values())
+        running = [network.runner for network in networks if network.runner is not None]
+        engines = {runner.device.name: runner.engine for runner in running if runner.device and runner.engine}
+        return _json(
+            ipc.Status(
+                version=meshvpn.__version__,
+                pid=os.getpid(),
+                uptime_s=round(time.monotonic() - self._started_at, 1),
+                state_dir=self._state_dir,
+                networks=[network.state.name for network in networks],
+                servers=[_server_view(network) for network in networks],
+                engine={name: dict(engine.features) for name, engine in engines.items()},
+                drops={name: engine.drops() for name, engine in engines.items()},
+                problems=[*self._networks.problems, *(network.note for network in networks if network.note)],
+            )
+        )
+
+    async def _list(self, _request: web.Request) -> web.Response:
+        return _json([network.view() for network in self._networks.by_uid.values()])
+
+    async def _create(self, request: web.Request) -> web.Response:
+        return _json((await self._networks.create(await _body(request, ipc.CreateRequest))).view())
+
+    async def _join(self, request: web.Request) -> web.Response:
+        return _json((await self._networks.join(await _body(request, ipc.JoinRequest))).view())
+
+    async def _peers(self, request: web.Request) -> web.Response:
+        return _json(self._network(request).peers())
+
+    async def _leave(self, request: web.Request) -> web.Response:
+        await self._networks.leave(self._network(request))
+        return _done("left")
+
+    async def _delete(self, request: web.Request) -> web.Response:
+        await self._networks.delete(self._network(request))
+        return _done("deleted")
+
+    async def _up(self, request: web.Request) -> web.Response:
+        network = self._network(request)
+        if network.roster.is_evicted or network.roster.charter.is_deleted:
+            raise MembershipError("this host is not in the network any more; `meshvpn leave` cleans up")
+        if network.runner is not None:
+            raise MembershipError("already online")
+        await network.up()
+        return _done("online")
+
+    async def _down(self, request: web.Request) -> web.Response:
+        network = self._network(request)
+        if network.runner is None:
+            raise MembershipError("already offline")
+        network.state.is_up = False
+        await network.down(keep_device=False)
+        return _done("offline")
+
+    async def _evict(self, request: web.Request) -> web.Response:
+        await self._networks.evict(self._network(request), await _body(request, ipc.EvictRequest))
+        return _done("evicted")
+
+    async def _unban(self, request: web.Request) -> web.Response:
+        peer = (await _body(request, ipc.PeerRequest)).peer
+        await self._network(request).act(lambda node, now, wall_ns: node.unban(peer, now=now, wall_ns=wall_ns))
+        return _done("unbanned")
+
+    async def _passwd(self, request: web.Request) -> web.Response:
+        body = await _body(request, ipc.PasswordRequest)
+        keys = NetworkKeys(bytes.fromhex(body.locator), bytes.fromhex(body.wrap_key))
+        await self._network(request).act(
+            lambda node, now, wall_ns: node.change_password(keys, now=now, wall_ns=wall_ns)
+        )
+        return _done("password changed")
+
+    async def _nick(self, request: web.Request) -> web.Response:
+        network, nick = self._network(request), check_nick((await _body(request, ipc.NickRequest)).nick)
+        network.state.nick = nick
+        if network.runner is not None:
+            network.runner.act(lambda node, now, wall_ns: node.rename(nick, now=now, wall_ns=wall_ns))
+        network.save()
+        return _done(f"you are {nick} now")
+
+    async def _ping(self, request: web.Request) -> web.Response:
+        return _json(await self._network(request).ping(await _body(request, ipc.PingRequest)))
+
+    async def _stream(self, request: web.Request) -> web.StreamResponse:
+        queue = self._events.open()
+        if queue is None:
+            return _error(409, "too_many", "too many programs listen to events already")
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        try:
+            await response.prepare(request)
+            while True:
+                await response.write(msgspec.json.encode(await queue.get()) + b"\n")
+        except ConnectionError:
+            return response  # the listener went away
+        finally:
+            self._events.close(queue)
+
+    def _network(self, request: web.Request) -> Network:
+        return self._networks.find(request.match_info["net"])
+
+
+@web.middleware
+async def _errors_as_replies(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except RendezvousError as error:
+        return _error(502, error.code, str(error))
+    except (MeshError, TunError, OSError) as error:
+        for kind, (status, code) in _STATUS.items():
+            if isinstance(error, kind):
+                return _error(status, code, str(error))
+        return _error(409, "refused", str(error))
+    except (msgspec.MsgspecError, ValueError) as error:
+        return _error(400, "usage", f"the request is not understood: {error}")
+
+
+async def _body(request: web.Request, kind: type[T]) -> T:
+    return msgspec.json.decode(await request.read(), type=kind)
+
+
+def _json(value: object) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), content_type="application/json")
+
+
+def _done(message: str) -> web.Response:
+    return _json(ipc.Reply(message=message))
+
+
+def _error(status: int, code: str, message: str) -> web.Response:
+    body = msgspec.json.encode(ipc.ErrorReply(code=code, message=message))
+    return web.Response(status=status, body=body, content_type="application/json")
+
+
+def _server_view(network: Network) -> ipc.ServerView:
+    state, detail = network.server_state
+    error = network.runner.server_error if network.runner is not None else None
+    if network.runner is None:
+        state, detail = "offline", None
+    elif state == "connecting" and error is not None:
+        state, detail = "unreachable", str(error)
+    return ipc.ServerView(
+        network=network.state.name,
+        url=network.state.server_url,
+        state=state,
+        detail=detail,
+        pin=network.state.server_pin,
+    )

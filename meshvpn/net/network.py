@@ -1,0 +1,311 @@
+"""One network in the daemon: its state on disk, the runner while it is up, what users see and ask."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from ipaddress import IPv4Network
+
+import meshvpn
+
+from .. import ipc
+from ..proto import keys as key_rules
+from ..proto.control_session import ControlSession, attach_opening, create_opening
+from ..proto.errors import MembershipError, RendezvousError
+from ..proto.events import (
+    ActionFinished,
+    MembershipChanged,
+    NodeEvent,
+    PeerChanged,
+    PingFinished,
+    ServerChanged,
+    StateChanged,
+)
+from ..proto.keys import Identity
+from ..proto.membership import MemberKeys, Profile
+from ..proto.node import Node
+from ..proto.peer import MeshPeer
+from ..proto.primitives import x25519_public
+from ..proto.roster import Roster
+from ..proto.transport import Address, Path
+from ..state import NetworkState, SavedPath, StateDir, StateError
+from .control_link import ControlLink, ServerUnreachableError
+from .enrolment import Enrolled
+from .randomness import entropy
+from .runner import NetworkRunner, Placement
+from .sockets import open_sockets
+
+log = logging.getLogger(__name__)
+
+MTU = 1400
+ACTION_TIMEOUT = 15.0
+
+
+class Network:
+    """A network this host is a member of. `publish` is told what users may want to know."""
+
+    def __init__(self, state: NetworkState, directory: StateDir, publish: Callable[[ipc.EventView], None]) -> None:
+        self.state = state
+        self.identity = Identity(state.identity)
+        self.owner = None if state.owner is None else Identity(state.owner)
+        self.roster = Roster(state.uid, self.identity, state.roster)
+        self.runner: NetworkRunner | None = None
+        self.server_state: tuple[str, str | None] = ("connecting", None)
+        self.note: str | None = None
+        self._directory = directory
+        self._publish = publish
+        self._waiting: dict[int, asyncio.Future[ActionFinished]] = {}
+        self._pings: dict[int, asyncio.Future[PingFinished]] = {}
+        self._next_ping = 1
+
+    async def up(self, enrolled: Enrolled | None = None) -> None:
+        """Bring it up. Raises TunError, OSError, ConfigError."""
+        state = self.state
+        if self.runner is not None:
+            return
+        sockets = open_sockets(state.udp_port)
+        opening = attach_opening(self.identity, state.uid)
+        if state.is_pending:
+            opening = create_opening(self.identity, state.uid, self.roster.signed_charter)
+        session = enrolled.session if enrolled is not None else ControlSession(opening, entropy=entropy)
+        member_keys = MemberKeys(self.identity, state.tunnel_key, entropy(32), self.owner)
+        profile = Profile(state.address, state.nick, f"meshvpn {meshvpn.__version__}", state.joined_at)
+        node = Node(
+            keys=member_keys,
+            profile=profile,
+            roster=self.roster,
+            session=session,
+            own_record=state.own_record,
+            entropy=entropy,
+        )
+        tunnel_public = node.membership.tunnel_public
+        placement = Placement(
+            interface=state.interface,
+            address=state.address,
+            address6=str(key_rules.address6(state.uid, tunnel_public)),
+            pool=IPv4Network(self.roster.charter.pool),
+            uid=state.uid,
+            mtu=MTU,
+        )
+        link = enrolled.link if enrolled is not None else ControlLink(state.server_url, state.server_pin, _NOBODY)
+        runner = NetworkRunner(node, link, sockets, placement, on_event=self._handle_event)
+        if enrolled is None:
+            link.handler = runner
+        self.runner = runner
+        try:
+            await runner.start(self._last_known(), enrolled)
+        except Exception:
+            self.runner = None
+            await runner.stop(keep_device=False)
+            raise
+        assert runner.device is not None, "a runner that started has its device"
+        state.interface, state.udp_port, state.is_up = runner.device.name, runner.ports[0], True
+        self.save()
+
+    async def down(self, *, keep_device: bool) -> None:
+        """Stop it; with `keep_device` it is only the daemon that goes."""
+        runner, self.runner = self.runner, None
+        if runner is not None:
+            self._remember_paths(runner)
+            await runner.stop(keep_device=keep_device)
+        self.save()
+
+    def save(self) -> None:
+        """To the disk; a failure is reported, and the next change tries again."""
+        self.state.roster = self.roster.export()
+        if self.runner is not None:
+            self.state.own_record = self.runner.node.membership.own_record
+            self.state.server_pin = self.runner.link.pin
+        try:
+            self._directory.save(self.state)
+            self.note = None
+        except StateError as error:
+            self.note = str(error)
+            log.error("state not saved error=%s", error)
+
+    async def act(self, action: Callable[[Node, float, int], int]) -> None:
+        """Carry out a request. Raises MembershipError, RendezvousError, ServerUnreachableError."""
+        runner = self._running()
+        if not runner.node.session.is_attached:
+            detail = f": {runner.server_error}" if runner.server_error is not None else ""
+            raise ServerUnreachableError(f"not connected to the rendezvous {self.state.server_url}{detail}")
+        rid = runner.act(action)
+        assert rid is not None, "actions have a number"
+        future = self._waiting[rid] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(ACTION_TIMEOUT):
+                finished = await future
+        except TimeoutError as error:
+            raise ServerUnreachableError("the rendezvous does not answer; try again") from error
+        finally:
+            self._waiting.pop(rid, None)
+        if finished.code == "unavailable":
+            raise ServerUnreachableError(f"{finished.message}; try again")
+        if finished.code is not None:
+            raise RendezvousError(finished.code, finished.message)
+
+    async def ping(self, request: ipc.PingRequest) -> ipc.PingReply:
+        """One round trip on the path in use. Raises MembershipError."""
+        runner = self._running()
+        token, self._next_ping = self._next_ping, self._next_ping + 1
+        future = self._pings[token] = asyncio.get_running_loop().create_future()
+        found: list[MeshPeer] = []
+
+        def send(node: Node, now: float, wall_ns: int) -> int:
+            found.append(node.ping(request.peer, token, now=now, wall_ns=wall_ns))
+            return token
+
+        try:
+            runner.act(send)
+            async with asyncio.timeout(min(max(request.timeout_s, 0.1), 30.0)):
+                answer: PingFinished | None = await future
+        except TimeoutError:
+            answer = None
+        finally:
+            self._pings.pop(token, None)
+        member, path = found[0].member, found[0].agent.primary
+        where = "no path" if path is None else f"direct {path.remote}" if path.is_direct else "relay via rendezvous"
+        return ipc.PingReply(
+            nick=member.nick,
+            address=member.address,
+            path=where,
+            rtt_ms=None if answer is None else round(answer.rtt * 1000, 3),
+        )
+
+    def _running(self) -> NetworkRunner:
+        if self.runner is None:
+            raise MembershipError(f"the network is down; use `meshvpn up {self.state.name}` first")
+        return self.runner
+
+    def _last_known(self) -> dict[bytes, Path]:
+        return {
+            identity: Path(saved.socket, Address(saved.host, saved.port))
+            for identity, saved in self.state.paths.items()
+        }
+
+    def _remember_paths(self, runner: NetworkRunner) -> None:
+        self.state.paths = {
+            identity: SavedPath(path.socket, path.remote.host, path.remote.port)
+            for identity, path in runner.node.last_good_paths().items()
+        }
+
+    # Events of the node.
+
+    def _handle_event(self, event: NodeEvent) -> None:
+        match event:
+            case StateChanged():
+                self.save()
+            case ActionFinished(rid=rid):
+                if (waiting := self._waiting.get(rid)) is not None and not waiting.done():
+                    waiting.set_result(event)
+            case PingFinished(token=token):
+                if (ping := self._pings.get(token)) is not None and not ping.done():
+                    ping.set_result(event)
+            case PeerChanged():
+                self._tell_peer(event)
+            case ServerChanged(state=state, detail=detail):
+                self.server_state = (state, detail)
+                if state == "connected" and self.state.is_pending:
+                    self.state.is_pending = False
+                    self.save()
+                self._tell(f"server_{state}", None, {} if detail is None else {"detail": detail})
+            case MembershipChanged(what=what):
+                self.save()
+                self._tell(what, None, {})
+            case _:
+                pass
+
+    def _tell_peer(self, event: PeerChanged) -> None:
+        if self.runner is not None:
+            self._remember_paths(self.runner)
+        kind = f"member_{event.reason}" if event.state is None else f"peer_{event.state}"
+        detail = {} if event.path is None else {"endpoint": str(event.path.remote)}
+        log.info("%s network=%s peer=%s", kind, self.state.name, event.member.nick)
+        self._tell(kind, event.member.nick, detail)
+
+    def _tell(self, kind: str, peer: str | None, detail: dict[str, str]) -> None:
+        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self._publish(ipc.EventView(at=at, network=self.state.name, kind=kind, peer=peer, detail=detail))
+
+    # Views.
+
+    def view(self) -> ipc.NetworkView:
+        """As `list` shows it."""
+        charter = self.roster.charter
+        tunnel_public = x25519_public(self.state.tunnel_key)
+        return ipc.NetworkView(
+            network=self.state.name,
+            uid=self.state.uid.hex(),
+            state=self._state_word(),
+            address=self.state.address,
+            address6=str(key_rules.address6(self.state.uid, tunnel_public)),
+            interface=self.state.interface or "",
+            nick=self.state.nick,
+            access=charter.access,
+            role=self.roster.role(self.owner) if self.owner else self.roster.role(self.identity),
+            epoch=charter.epoch,
+            owner="This computer" if self.owner is not None else charter.owner.hex()[:8],
+            pool=charter.pool,
+            capacity=1024,
+            has_password=charter.locator is not None,
+            note=self.note,
+            members=self.peers(),
+        )
+
+    def _state_word(self) -> str:
+        if self.roster.charter.is_deleted:
+            return "deleted"
+        if self.roster.is_evicted:
+            return "evicted"
+        if self.runner is None:
+            return "offline"
+        return "online" if self.server_state[0] == "connected" else "connecting"
+
+    def peers(self) -> list[ipc.PeerView]:
+        """One row a member."""
+        now = time.monotonic()
+        return [self._peer_view(member.identity, now) for member in self.roster.members.values()]
+
+    def _peer_view(self, identity: bytes, now: float) -> ipc.PeerView:
+        member = self.roster.members[identity]
+        peer = None if self.runner is None else self.runner.node.peers.get(identity)
+        path = None if peer is None else peer.agent.primary
+        quality = None if peer is None else peer.agent.quality()
+        rtt = None if quality is None else quality.rtt
+        return ipc.PeerView(
+            nick=member.nick,
+            identity=identity.hex(),
+            address=member.address,
+            address6=member.address6,
+            state=("pending" if member.is_pending else "offline") if peer is None else peer.state.value,
+            endpoint=str(path.remote) if path is not None and path.is_direct else None,
+            relay="rendezvous" if path is not None and not path.is_direct else None,
+            rtt_ms=None if rtt is None else round(rtt * 1000, 2),
+            jitter_ms=None
+            if quality is None or quality.jitter is None or rtt is None
+            else round(quality.jitter * 1000, 2),
+            loss=None if quality is None or rtt is None else round(quality.loss, 4),
+            mos=None if quality is None or quality.mos is None else round(quality.mos, 2),
+            rx_bytes=0 if peer is None else peer.traffic.rx_bytes,
+            tx_bytes=0 if peer is None else peer.traffic.tx_bytes,
+            last_handshake_s=None if peer is None or peer.session_at is None else round(now - peer.session_at, 1),
+            routes=[f"{member.address}/32", f"{member.address6}/128", *member.subnets],
+        )
+
+
+class _Nobody:
+    """Stands in until the runner takes the link."""
+
+    def handle_open(self, server: object) -> None:
+        """Never called: the link is opened by the runner."""
+
+    def handle_message(self, data: bytes) -> None:
+        """Never called."""
+
+    def handle_closed(self, reason: object) -> None:
+        """Never called."""
+
+
+_NOBODY = _Nobody()

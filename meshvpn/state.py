@@ -1,0 +1,181 @@
+"""What a daemon keeps on disk: one directory a network, whole files that are written atomically and checked when read.
+
+    <state dir>/lock                          held by the one daemon that uses the directory
+    <state dir>/<network uid, hex>/network    everything about one network (NetworkState), 0600
+
+A file is magic(8) ‖ BLAKE2b-32 of the payload ‖ payload (msgpack). One that does not check is kept aside under another
+name and reported; it is never overwritten.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import hmac
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from .proto.errors import MeshError
+from .proto.roster import RosterState
+from .proto.signed import Signed
+
+MAGIC = b"MVSTATE1"
+_DIGEST = 32
+_FILE = "network"
+
+
+class StateError(MeshError):
+    """The state directory can't be used; the message says why and what to do."""
+
+
+class SavedPath(msgspec.Struct, frozen=True, array_like=True):
+    """A direct path that worked."""
+
+    socket: int
+    host: str
+    port: int
+
+
+class NetworkState(msgspec.Struct, kw_only=True):
+    """One network. Keys are 32-byte seeds or private keys."""
+
+    name: str
+    uid: bytes
+    identity: bytes
+    tunnel_key: bytes
+    owner: bytes | None
+    server_url: str
+    server_pin: str | None
+    nick: str
+    interface: str | None
+    address: str
+    joined_at: int
+    roster: RosterState
+    own_record: Signed | None = None
+    udp_port: int = 0
+    is_up: bool = True
+    is_pending: bool = False
+    """A creation whose outcome is not known: it is asked for again."""
+    paths: dict[bytes, SavedPath] = {}
+
+    def __repr__(self) -> str:
+        """Without the keys."""
+        return f"NetworkState({self.uid.hex()[:8]})"
+
+
+@dataclass(slots=True)
+class Loaded:
+    """What was found at start."""
+
+    networks: list[NetworkState] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+class StateDir:
+    """The directory, locked for this process until `close`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.chmod(0o700)
+            self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StateError(
+                f"{path} cannot be used ({error.strerror}); run meshvpnd as root or give another --state-dir"
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._lock)
+            raise StateError(
+                f"{path} is used by another meshvpnd; stop that one or give another --state-dir"
+            ) from error
+
+    def close(self) -> None:
+        """Let another daemon have it."""
+        os.close(self._lock)
+
+    def load(self) -> Loaded:
+        """All networks that can be read; damaged files are kept aside and named."""
+        loaded = Loaded()
+        for directory in sorted(entry for entry in self.path.iterdir() if entry.is_dir()):
+            for leftover in directory.glob("*.new"):
+                leftover.unlink()
+            file = directory / _FILE
+            if not file.exists():
+                continue
+            try:
+                loaded.networks.append(msgspec.msgpack.decode(read_checked(file), type=NetworkState))
+            except (StateError, msgspec.MsgspecError):
+                aside = _set_aside(file)
+                loaded.problems.append(f"{file} is damaged and was kept as {aside.name}; join the network again")
+        return loaded
+
+    def save(self, state: NetworkState) -> None:
+        """Write one network; when this returns it is on the disk. Raises StateError; the old file then still stands."""
+        directory = self.path / state.uid.hex()
+        try:
+            directory.mkdir(mode=0o700, exist_ok=True)
+            write_checked(directory / _FILE, msgspec.msgpack.encode(state))
+        except OSError as error:
+            raise StateError(
+                f"{directory} cannot be written ({error.strerror}); nothing was lost, make room"
+            ) from error
+
+    def remove(self, uid: bytes) -> None:
+        """Forget a network."""
+        directory = self.path / uid.hex()
+        for file in directory.glob("*"):
+            file.unlink()
+        if directory.exists():
+            directory.rmdir()
+        _sync_directory(self.path)
+
+
+def read_checked(file: Path) -> bytes:
+    """The payload of a file. Raises StateError if it is not what was written."""
+    data = file.read_bytes()
+    start = len(MAGIC) + _DIGEST
+    payload = data[start:]
+    digest = hashlib.blake2b(payload, digest_size=_DIGEST).digest()
+    if data[: len(MAGIC)] != MAGIC or not hmac.compare_digest(digest, data[len(MAGIC) : start]):
+        raise StateError(f"{file} is damaged")
+    return payload
+
+
+def write_checked(file: Path, payload: bytes) -> None:
+    """Replace a file as a whole: after a crash there is the old one or the new one. Raises OSError."""
+    temporary = file.with_name(file.name + ".new")
+    data = MAGIC + hashlib.blake2b(payload, digest_size=_DIGEST).digest() + payload
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as output:
+            output.write(data)
+            output.flush()
+            os.fsync(descriptor)
+        temporary.rename(file)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_directory(file.parent)
+
+
+def _set_aside(file: Path) -> Path:
+    number = 1
+    while (aside := file.with_name(f"{file.name}.damaged-{number}")).exists():
+        number += 1
+    file.rename(aside)
+    _sync_directory(file.parent)
+    return aside
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
