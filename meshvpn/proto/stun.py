@@ -13,7 +13,7 @@ import struct
 import zlib
 from dataclasses import dataclass, field
 from enum import IntEnum
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 
 from .drops import DropReason
 from .errors import MalformedMessage
@@ -24,6 +24,8 @@ _HEADER = struct.Struct(">HHI12s")
 _ATTRIBUTE = struct.Struct(">HH")
 _FINGERPRINT_XOR = 0x5354554E  # RFC 8489 §14.7
 MAX_ATTRIBUTES = 16
+PADDED_SOFTWARE_BYTES = 20
+"""Makes a plain request 52 bytes, as long as the answer with an IPv6 address."""
 
 
 class MessageType(IntEnum):
@@ -129,13 +131,19 @@ def parse(data: bytes) -> Message:
 
 
 def binding_request(transaction_id: bytes, *, username: str | None = None, key: bytes | None = None) -> bytes:
-    """A Binding request; with `key` it carries MESSAGE-INTEGRITY-SHA256."""
-    body = b"" if username is None else _attribute(AttributeType.USERNAME, username.encode())
+    """A Binding request; with `key` it carries MESSAGE-INTEGRITY-SHA256.
+
+    One without a user name is padded to the longest plain answer, so that a server need not send more than it got.
+    """
+    if username is None:
+        body = _attribute(AttributeType.SOFTWARE, b"meshvpn".ljust(PADDED_SOFTWARE_BYTES))
+    else:
+        body = _attribute(AttributeType.USERNAME, username.encode())
     return _finish(MessageType.REQUEST, transaction_id, body, key)
 
 
 def binding_success(transaction_id: bytes, mapped: Address, *, key: bytes | None = None) -> bytes:
-    """The answer with the address that was seen: 44 bytes for IPv4, with `key` 80."""
+    """The answer with the address that was seen: 40 bytes for IPv4, 52 for IPv6; with `key` 36 more."""
     value = _xor_address(_pack_address(mapped), transaction_id)
     return _finish(MessageType.SUCCESS, transaction_id, _attribute(AttributeType.XOR_MAPPED_ADDRESS, value), key)
 
@@ -154,13 +162,14 @@ def relay_username(relay_id: int, counter: int) -> str:
 def parse_relay_username(username: str) -> tuple[int, int] | None:
     """Relay id and counter, or None if it is something else."""
     relay_id, separator, counter = username.partition(":")
-    is_plausible = len(relay_id) == 8 and separator and 0 < len(counter) <= 19
-    if not is_plausible or not counter.isascii() or not counter.isdigit():
+    if len(relay_id) != 8 or not separator or not 0 < len(counter) <= 19:
         return None
     try:
-        return int(relay_id, 16), int(counter)
+        parsed = int(relay_id, 16), int(counter)
     except ValueError:
         return None
+    # int() also reads signs, underscores, blanks and other scripts' digits: one name has one spelling.
+    return parsed if min(parsed) >= 0 and relay_username(*parsed) == username else None
 
 
 def _finish(kind: MessageType, transaction_id: bytes, body: bytes, key: bytes | None) -> bytes:
@@ -202,8 +211,12 @@ def _pack_address(address: Address) -> bytes:
 
 
 def _unpack_address(value: bytes) -> Address | None:
-    is_whole = (len(value) == 8 and value[1] == 1) or (len(value) == 20 and value[1] == 2)
-    return Address(str(ip_address(value[4:])), int.from_bytes(value[2:4], "big")) if is_whole else None
+    if (len(value), value[1:2]) not in ((8, b"\x01"), (20, b"\x02")):
+        return None
+    host = ip_address(value[4:])
+    if isinstance(host, IPv6Address) and host.ipv4_mapped is not None:
+        return None  # an IPv4 address has one form only, see Address
+    return Address(str(host), int.from_bytes(value[2:4], "big"))
 
 
 def _xor_address(value: bytes, transaction_id: bytes) -> bytes:
