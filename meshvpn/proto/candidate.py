@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 import msgspec
 
@@ -19,6 +19,7 @@ from .transport import Address
 MAX_CANDIDATES = 32
 """In one offer: a host with ten addresses, two families and every kind has fewer."""
 MAX_OFFER = 4096
+_BROADCAST = IPv4Address("255.255.255.255")
 
 
 class CandidateKind(IntEnum):
@@ -83,13 +84,9 @@ def usable(
     """
     kept: dict[Address, Candidate] = {}
     for candidate in sorted(candidates)[:MAX_CANDIDATES]:
-        try:
-            host = ip_address(candidate.host)
-        except ValueError:
+        if (host := _parse_host(candidate.host)) is None:
             continue
-        is_nobody = (
-            host.is_multicast or host.is_unspecified or host.is_link_local or candidate.host == "255.255.255.255"
-        )
+        is_nobody = host.is_multicast or host.is_unspecified or host.is_link_local or host == _BROADCAST
         if is_nobody or (host.is_loopback and not allow_loopback) or not 0 < candidate.port < 65536:
             continue
         if any(host.version == network.version and host in network for network in forbidden):
@@ -97,3 +94,14 @@ def usable(
         # Written in one way only, whatever the peer wrote: paths are compared as text.
         kept.setdefault(Address(str(host), candidate.port), Candidate(candidate.kind, str(host), candidate.port))
     return list(kept.values())
+
+
+def _parse_host(text: str) -> IPv4Address | IPv6Address | None:
+    try:
+        host = ip_address(text)
+    except ValueError:
+        return None
+    # A scope id means something on its own host only. An IPv4 address in IPv6 form would pass the filters for IPv4.
+    if isinstance(host, IPv6Address) and (host.scope_id is not None or host.ipv4_mapped is not None):
+        return None
+    return host

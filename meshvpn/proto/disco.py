@@ -7,6 +7,10 @@
 
 crypto_box is X25519, XSalsa20 and Poly1305 with a precomputed key; integers are big-endian. A pong is never longer than
 the ping it answers. Bytes after a known message are ignored, so that later versions may add to it.
+
+Both ends share one key, and the sender's key in front is not authenticated: whoever swaps it could send a datagram back to
+its maker, who would take it for the peer's and his own pong for a round trip. So the nonce's last bit is the direction:
+1 from the end with the greater public key.
 """
 
 from __future__ import annotations
@@ -77,11 +81,13 @@ class DiscoBox:
         self.remote_public = remote_public
         self._local_public = primitives.x25519_public(local_secret)
         self._shared = _shared_key(remote_public, local_secret)
+        self._direction = int(self._local_public > remote_public)
 
     def seal(self, message: Ping | Pong, entropy: Callable[[int], bytes]) -> bytes:
         """The datagram."""
-        nonce = entropy(_NONCE)
-        sealed = bindings.crypto_box_afternm(_encode(message), nonce, self._shared)
+        nonce = bytearray(entropy(_NONCE))
+        nonce[-1] = nonce[-1] & 0xFE | self._direction
+        sealed = bindings.crypto_box_afternm(_encode(message), bytes(nonce), self._shared)
         return MAGIC + self._local_public + nonce + sealed
 
     def open(self, data: bytes) -> Ping | Pong:
@@ -89,10 +95,11 @@ class DiscoBox:
         if not is_disco(data) or sender_key(data) != self.remote_public:
             raise MalformedMessage(DropReason.UNKNOWN_PEER)
         start = len(MAGIC) + _KEY
+        nonce = data[start : start + _NONCE]
+        if nonce[-1] & 1 == self._direction:
+            raise MalformedMessage(DropReason.NOT_FOR_US)
         try:
-            plaintext = bindings.crypto_box_open_afternm(
-                data[start + _NONCE :], data[start : start + _NONCE], self._shared
-            )
+            plaintext = bindings.crypto_box_open_afternm(data[start + _NONCE :], nonce, self._shared)
         except CryptoError as error:
             raise MalformedMessage(DropReason.DECRYPT_FAILED) from error
         return _decode(plaintext)

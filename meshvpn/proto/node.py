@@ -95,6 +95,7 @@ class Node:
         self._candidates: tuple[Candidate, ...] = ()
         self._relay_server: tuple[Address, int] | None = None
         self._relay_id = 0
+        self._relay_ids: dict[bytes, int] = {}
         self._udp_hosts: tuple[str, ...] = ()
         self._transmits: list[Transmit] = []
         self._commands: list[Command] = []
@@ -350,13 +351,20 @@ class Node:
         return None
 
     def _handle_presence(self, entry: PresenceEntry, now: float) -> None:
-        peer = self.peers.get(entry.identity)
-        if peer is None:
-            return
-        peer.is_online = entry.relay_id != 0
-        if entry.relay_id:
+        # Remembered for members whose record is still on its way: the connection comes first, the record after it.
+        self._relay_ids.pop(entry.identity, None)
+        self._relay_ids[entry.identity] = entry.relay_id
+        if len(self._relay_ids) > MAX_PEERS:
+            del self._relay_ids[next(iter(self._relay_ids))]
+        if (peer := self.peers.get(entry.identity)) is not None:
+            self._follow_presence(peer, entry.relay_id, now)
+
+    def _follow_presence(self, peer: MeshPeer, relay_id: int, now: float) -> None:
+        peer.is_online = relay_id != 0
+        self._touch(peer)
+        if relay_id:
             # An absent member keeps its old relay id: its binding at the relay outlives the control connection.
-            peer.relay_id = entry.relay_id
+            peer.relay_id = relay_id
             self._update_relay(peer, now)
             self._send_offer(peer, now)
 
@@ -392,7 +400,7 @@ class Node:
         keys = self.roster.preshared_keys(member, self._wireguard.public_key, wall=_seconds(wall_ns))
         self._wireguard.add_peer(number, member.tunnel_key, keys)
         self._commands.append(AddPeer(number, peer.routes))
-        self._touch(peer)
+        self._follow_presence(peer, self._relay_ids.get(member.identity, 0), now)
 
     def _change_peer(self, old: Member, new: Member, now: float, wall_ns: int) -> None:
         peer = self.peers.get(old.identity)

@@ -324,6 +324,8 @@ class PathAgent:
         for older in [txid for txid, (at, _) in probe.pending.items() if at < sent_at]:
             del probe.pending[older]
             probe.outcomes.append(False)
+        if probe.verified_at is None:
+            probe.outcomes.clear()  # what was lost before both ends were ready says nothing of the path
         probe.outcomes.append(True)
         self._note_rtt(probe, now - sent_at)
         probe.verified_at, probe.unanswered_since = now, None

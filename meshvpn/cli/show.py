@@ -1,0 +1,80 @@
+"""How networks and peers are printed: Hamachi's layout, with what Hamachi did not know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .. import ipc
+
+MARKERS = {"direct": "*", "relay": "*", "connecting": "x", "offline": " ", "pending": "?"}
+PROBLEM = "!"
+
+
+def network_lines(network: ipc.NetworkView) -> list[str]:
+    """A network and its members; column 2 and column 6 hold the markers."""
+    marker = "*" if network.state in ("online", "connecting") else PROBLEM if network.state != "offline" else " "
+    count = len(network.members) + 1
+    head = (
+        f" {marker} [{network.network}]  {network.pool}   members: {count}/{network.capacity}, owner: {network.owner}"
+    )
+    you = f"       you: {network.nick} {network.address} on {network.interface or '-'}"
+    lines = [head, f"{you} ({network.state})"]
+    if not network.has_password and network.state == "online":
+        lines.append(
+            f"       the password is retired, nobody can join: set one with `meshvpn passwd {network.network}`"
+        )
+    if network.note:
+        lines.append(f"       {PROBLEM} {network.note}")
+    return lines + [_member_line(member) for member in network.members]
+
+
+def peer_rows(peers: Sequence[ipc.PeerView]) -> list[list[str]]:
+    """The table of `peers`, header first."""
+    rows = [["address", "nick", "path", "endpoint", "rtt", "loss", "jitter", "MOS", "received", "sent"]]
+    for peer in peers:
+        path = f"relay via {peer.relay}" if peer.state == "relay" else peer.state
+        rows.append(
+            [
+                peer.address,
+                peer.nick,
+                path,
+                peer.endpoint or "-",
+                _figure(peer.rtt_ms, "{:.1f} ms"),
+                "-" if peer.loss is None else f"{100 * peer.loss:.1f} %",
+                _figure(peer.jitter_ms, "{:.1f} ms"),
+                _figure(peer.mos, "{:.2f}"),
+                _bytes(peer.rx_bytes),
+                _bytes(peer.tx_bytes),
+            ]
+        )
+    return rows
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines with aligned columns."""
+    widths = [max(len(row[number]) for row in rows) for number in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _member_line(member: ipc.PeerView) -> str:
+    where = {"direct": "direct", "relay": "via relay"}.get(member.state, "")
+    endpoint = f"UDP {member.endpoint}" if member.endpoint else ""
+    quality = "" if member.rtt_ms is None or member.mos is None else f"{member.rtt_ms:.1f} ms  MOS {member.mos:.1f}"
+    text = (
+        f"     {MARKERS[member.state]} {member.identity[:8]}   {member.nick:<25} {member.address:<15}   "
+        f"{where:<9}  {endpoint:<25}  {quality}"
+    )
+    return text.rstrip()
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
+def _bytes(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
