@@ -8,9 +8,9 @@
 crypto_box is X25519, XSalsa20 and Poly1305 with a precomputed key; integers are big-endian. A pong is never longer than
 the ping it answers. Bytes after a known message are ignored, so that later versions may add to it.
 
-Both ends share one key, and the sender's key in front is not authenticated: whoever swaps it could send a datagram back to
-its maker, who would take it for the peer's and his own pong for a round trip. So the nonce's last bit is the direction:
-1 from the end with the greater public key.
+Both ends share one key, and the sender's key in front is not authenticated: who swaps it could send a datagram back to
+its maker, who would take it for the peer's, and his own pong for a round trip. So the nonce's last bit is the
+direction: 1 from the end with the greater public key.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def test_fields_that_a_later_version_adds_are_ignored() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"format": 2}, {"format": 0}, {"source": bytes(31)}, {"destination": b""}, {"disco_key": bytes(33)}, {"uid": bytes(15)}, {"sequence": -1}],
+    [{"format": 2}, {"format": 0}, {"source": bytes(31)}, {"destination": b""}, {"disco_key": bytes(33)}],
     ids=lambda changes: next(iter(changes)),
 )  # fmt: skip
 def test_an_offer_with_a_field_that_makes_no_sense_is_malformed(changes: dict[str, object]) -> None:
@@ -120,19 +120,22 @@ def test_documentation_private_and_shared_addresses_are_worth_a_probe() -> None:
     assert sorted(hosts_of(*hosts)) == sorted(hosts)
 
 
-@pytest.mark.parametrize(
-    "host",
-    ["0.0.0.0", "255.255.255.255", "224.0.0.251", "239.1.2.3", "169.254.1.1", "::", "ff02::1", "fe80::1", "127.0.0.1", "127.8.8.8", "::1",  # noqa: S104
-     "10.77.0.1", "10.77.0.255", "fd00:77::5", "::ffff:10.77.0.1", "::ffff:192.0.2.1", "::ffff:127.0.0.1", "fe80::1%eth0", "2001:db8::1%eth0",
-     "", "example.org", "192.0.2.1 ", "192.0.2", "192.0.2.01", "1.2.3.4/32", "0x7f.0.0.1", "[::1]", "\x00"],
-)  # fmt: skip
+NOT_WORTH_A_PROBE = [
+    *("0.0.0.0", "255.255.255.255", "224.0.0.251", "239.1.2.3", "169.254.1.1", "127.0.0.1", "127.8.8.8"),
+    *("::", "ff02::1", "fe80::1", "::1", "10.77.0.1", "10.77.0.255", "fd00:77::5"),
+    *("::ffff:10.77.0.1", "::ffff:192.0.2.1", "::ffff:127.0.0.1", "fe80::1%eth0", "2001:db8::1%eth0"),
+    *("", "example.org", "192.0.2.1 ", "192.0.2", "192.0.2.01", "1.2.3.4/32", "0x7f.0.0.1", "[::1]", "\x00"),
+]
+
+
+@pytest.mark.parametrize("host", NOT_WORTH_A_PROBE)
 def test_addresses_that_are_nobody_ours_or_the_tunnel_are_not_probed(host: str) -> None:
     assert hosts_of(host) == []
 
 
 def test_loopback_is_allowed_by_the_flag_alone() -> None:
     assert hosts_of("127.0.0.1", "::1", allow_loopback=True) == ["127.0.0.1", "::1"]
-    assert hosts_of("0.0.0.0", "10.77.0.1", allow_loopback=True) == []  # noqa: S104
+    assert hosts_of("0.0.0.0", "10.77.0.1", allow_loopback=True) == []
 
 
 @pytest.mark.parametrize("port", [0, -1, 65536, 2**40])

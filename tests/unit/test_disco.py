@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
@@ -32,7 +33,7 @@ def bob() -> DiscoBox:
     return DiscoBox(BOB_SECRET, ALICE_PUBLIC)
 
 
-def entropy(seed: int = 1) -> disco.Callable[[int], bytes]:
+def entropy(seed: int = 1) -> Callable[[int], bytes]:
     return random.Random(seed).randbytes
 
 
@@ -151,7 +152,7 @@ def test_arbitrary_bytes_are_refused(data: bytes, is_plausible: bool) -> None:
 
 def test_bytes_after_a_known_message_are_ignored() -> None:
     pong = b"\x02" + TRANSACTION + b"\x04" + bytes(16) + b"\0\x01\0\0\0\x05"
-    assert bob().open(sealed_by_alice(pong + b"more")) == Pong(TRANSACTION, Address("0.0.0.0", 1), 5)  # noqa: S104
+    assert bob().open(sealed_by_alice(pong + b"more")) == Pong(TRANSACTION, Address("0.0.0.0", 1), 5)
 
 
 @pytest.mark.parametrize(
@@ -173,12 +174,7 @@ def sealed_by_alice(plaintext: bytes) -> bytes:
 
 
 def open_quietly(box: DiscoBox, data: bytes) -> None:
-    try:
-        message = box.open(data)
-    except MalformedMessage as error:
-        assert error.reason is not DropReason.DECRYPT_FAILED
-        return
-    assert isinstance(message, Ping | Pong)
+    assert reason_of(box, data) in (None, DropReason.TOO_SHORT, DropReason.UNKNOWN_TYPE, DropReason.MALFORMED)
 
 
 def reason_of(box: DiscoBox, data: bytes) -> DropReason | None:
