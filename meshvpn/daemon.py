@@ -99,7 +99,7 @@ def _check_privileges() -> None:
 
 
 def _bind(path: Path) -> socket.socket:
-    """The API's socket: 0660, group meshvpn if there is one. The state directory's lock says that no other serves it."""
+    """The API's socket: 0660, of the group meshvpn if there is one."""
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:

@@ -23,7 +23,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
 from .routes cimport RouteTable, route_drop, route_drop_peer, route_find, route_lookup, route_set, mask_network, Route
-from .window cimport Window, window_accept, window_may_accept, window_reset
+from .window cimport Window, window_accept, window_may_accept
 from .syscalls cimport *
 
 import nacl.bindings  # runs sodium_init, without which libsodium uses its slow reference code
@@ -310,7 +310,6 @@ cdef class Engine:
     cdef int set_up_sockets(self, sockets, bint gso, bint gro) except -1:
         cdef int one = 1, value = 0, family = 0, fd
         cdef socklen_t size
-        cdef SocketAddress name
         self.socket_count = len(sockets)
         self.has_gso = gso
         self.has_gro = gro
@@ -345,23 +344,22 @@ cdef class Engine:
                 free(self.slow[self.slow_first].data)
                 self.slow_first = (self.slow_first + 1) % self.slow_limit
                 self.slow_count -= 1
-        for pointer in range(1):
-            free(self.routes)
-            free(self.index)
-            free(self.events)
-            free(self.slow)
-            free(self.tx_buffers)
-            free(self.slots)
-            free(self.tx_messages)
-            free(self.tx_vectors)
-            free(self.tx_controls)
-            free(self.tx_first)
-            free(self.tx_packets)
-            free(self.rx_buffers)
-            free(self.rx_messages)
-            free(self.rx_vectors)
-            free(self.rx_controls)
-            free(self.rx_names)
+        free(self.routes)
+        free(self.index)
+        free(self.events)
+        free(self.slow)
+        free(self.tx_buffers)
+        free(self.slots)
+        free(self.tx_messages)
+        free(self.tx_vectors)
+        free(self.tx_controls)
+        free(self.tx_first)
+        free(self.tx_packets)
+        free(self.rx_buffers)
+        free(self.rx_messages)
+        free(self.rx_vectors)
+        free(self.rx_controls)
+        free(self.rx_names)
         for number in (self.kick_fd, self.receive_stop_fd, self.slow_event_fd):
             if number >= 0:
                 close(number)
@@ -554,7 +552,6 @@ cdef class Engine:
 
     def take_datagrams(self, int limit=256):
         cdef Slow item
-        cdef bint is_more
         taken = []
         self.clear_slow_event()
         while len(taken) < limit:
@@ -1093,7 +1090,7 @@ cdef class Engine:
                 continue
             if self.tx_packets[first] > 1 and (errno == EIO or errno == EINVAL or errno == EMSGSIZE):
                 # This route's device can't segment (no checksum offload, or a small MTU): one by one from now on.
-                self.has_gso = errno != EMSGSIZE and False
+                self.has_gso = False
                 self.send_singly(first)
             else:
                 self.drop_counts[0][DROP_SEND_FAILED] += self.tx_packets[first]

@@ -1,7 +1,8 @@
 """The WebSocket to the rendezvous: opens it, checks whose certificate it is, carries messages both ways.
 
 A server is recognised by one of three means, written down at the first contact: `sha256:<hex>` the certificate's
-fingerprint (given with --server-pin, or pinned on first use), `ca` a certificate that the system's authorities vouch for, None over http:// (a reverse proxy or a test).
+fingerprint (given with --server-pin, or pinned on first use), `ca` a certificate that the system's authorities vouch
+for, None over http:// (a reverse proxy or a test).
 """
 
 from __future__ import annotations

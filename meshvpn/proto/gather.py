@@ -1,8 +1,8 @@
 """Gathering: which addresses we have, how the NAT maps us, and our binding at the relay.
 
-All STUN requests leave in one burst (asked one by one, other hosts' traffic hides how a counting NAT counts). They
+All STUN requests leave in one burst (asked one by one, neighbours' traffic hides how a counting NAT counts). They
 are repeated while unanswered, and again every REFRESH seconds and on every change of network and servers. The
-request to a server's first port carries the relay's credentials, so one answer tells our address and renews the binding.
+request to a server's first port carries the relay's credentials, so one answer tells our address and renews it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ REFRESH = 25.0
 REFRESH_JITTER = 0.1
 MAX_SERVERS = 8
 """Server addresses that are asked."""
+MAX_HOSTS = 20
+"""Own addresses that are offered: a machine full of bridges must leave room for what the servers see."""
 
 
 class Mapping4787(Enum):
@@ -66,6 +68,14 @@ class _Request:
     key: bytes | None
 
 
+@dataclass(slots=True)
+class _Mapping:
+    """Our address as a server saw it, and in which burst."""
+
+    address: Address
+    burst: int
+
+
 class Gatherer:
     """The machine. `ports` are our local ports by socket number (0 = IPv4, 1 = IPv6)."""
 
@@ -78,11 +88,14 @@ class Gatherer:
         self._grant: RelayGrant | None = None
         self._counter = 0
         self._requests: dict[bytes, _Request] = {}
-        self._mapped: dict[Address, Address] = {}
+        self._waiting: dict[Address, None] = {}
+        self._mapped: dict[Address, _Mapping] = {}
         self._bound: RelayBound | None = None
         self._bound_at = 0.0
+        self._burst = 0
         self._attempt = 0
-        self._next_at: float | None = None
+        self._retry_at: float | None = None
+        self._refresh_at: float | None = None
         self._reported: tuple[Candidate, ...] = ()
         self._transmits: list[Transmit] = []
         self._events: list[GatherEvent] = []
@@ -127,8 +140,7 @@ class Gatherer:
         mapped = message.mapped_address
         if message.type != stun.MessageType.SUCCESS or mapped is None:
             return DropReason.MALFORMED
-        del self._requests[message.transaction_id]
-        self._mapped[request.server] = mapped
+        self._note_mapped(request.server, mapped)
         if request.key is not None:
             self._note_bound(RelayBound(request.server, path.socket), now)
         self._classify()
@@ -136,20 +148,19 @@ class Gatherer:
         return None
 
     def next_timeout(self) -> float | None:
-        """The next repetition or refresh."""
-        return self._next_at
+        """The next repetition or refresh, or the end of the relay binding."""
+        unbound_at = None if self._bound is None else self._bound_at + RELAY_BINDING_LIFETIME
+        return min((at for at in (self._retry_at, self._refresh_at, unbound_at) if at is not None), default=None)
 
     def handle_timeout(self, *, now: float) -> None:
         """Repeat what is unanswered, or start the next burst."""
-        if self._next_at is None or now < self._next_at:
-            return
-        if self._bound is not None and now - self._bound_at > RELAY_BINDING_LIFETIME:
+        if self._bound is not None and now >= self._bound_at + RELAY_BINDING_LIFETIME:
             self._bound = None
             self._events.append(RelayUnbound())
-        if self._requests and self._attempt < len(RETRIES):
-            self._ask(now)
-        else:
+        if self._refresh_at is not None and now >= self._refresh_at:
             self._start(now)
+        elif self._retry_at is not None and now >= self._retry_at:
+            self._ask(now)
 
     def take_transmits(self) -> list[Transmit]:
         """STUN requests to send; clears."""
@@ -162,35 +173,31 @@ class Gatherer:
         return events
 
     def _start(self, now: float) -> None:
+        self._burst += 1
         self._attempt = 0
         self._requests.clear()
-        if self._servers and self._ports:
+        self._retry_at = self._refresh_at = None
+        self._waiting = {server: None for server in self._servers if _socket(server) in self._ports}
+        if self._waiting:
+            self._refresh_at = now + self._refresh_wait()
             self._ask(now)
 
     def _ask(self, now: float) -> None:
-        waiting = {request.server for request in self._requests.values()}
-        asked = [server for server in self._servers if not waiting or server in waiting]
         # Earlier requests stay valid: a late answer is as good as a prompt one.
-        for server in asked:
+        for server in self._waiting:
             self._send(server)
-        is_last = self._attempt >= len(RETRIES) or not self._requests
-        wait = self._refresh_wait() if is_last else RETRIES[self._attempt]
+        self._retry_at = now + RETRIES[self._attempt] if self._attempt < len(RETRIES) else None
         self._attempt += 1
-        self._next_at = now + wait
 
     def _send(self, server: Address) -> None:
-        socket = 1 if server.is_ipv6 else 0
-        if socket not in self._ports:
-            return
         transaction_id = self._entropy(12)
         key, username = None, None
         if self._grant is not None and self._is_relay_port(server):
             self._counter += 1
             key, username = self._grant.key, stun.relay_username(self._grant.id, self._counter)
         data = stun.binding_request(transaction_id, username=username, key=key)
-        if len(self._requests) < MAX_SERVERS * (len(RETRIES) + 1):
-            self._requests[transaction_id] = _Request(server, key)
-            self._transmits.append(Transmit(Path(socket, server), data))
+        self._requests[transaction_id] = _Request(server, key)
+        self._transmits.append(Transmit(Path(_socket(server), server), data))
 
     def _is_relay_port(self, server: Address) -> bool:
         first = next(address for address in self._servers if address.host == server.host)
@@ -199,6 +206,21 @@ class Gatherer:
     def _refresh_wait(self) -> float:
         fraction = int.from_bytes(self._entropy(4), "little") / 2**32
         return REFRESH * (1 - REFRESH_JITTER * fraction)
+
+    def _note_mapped(self, server: Address, mapped: Address) -> None:
+        self._requests = {txid: request for txid, request in self._requests.items() if request.server != server}
+        self._waiting.pop(server, None)
+        if not self._waiting:
+            self._retry_at = None
+        before = self._mapped.get(server)
+        if before is not None and before.address != mapped:
+            # The NAT forgot us or is another one: what other servers saw before is void too.
+            self._mapped = {
+                other: seen
+                for other, seen in self._mapped.items()
+                if seen.burst == self._burst or other.is_ipv6 != server.is_ipv6
+            }
+        self._mapped[server] = _Mapping(mapped, self._burst)
 
     def _note_bound(self, bound: RelayBound, now: float) -> None:
         if self._bound is None:
@@ -211,10 +233,9 @@ class Gatherer:
     def _classify(self) -> None:
         by_family: dict[bool, set[Address]] = {}
         for server, mapped in self._mapped.items():
-            by_family.setdefault(server.is_ipv6, set()).add(mapped)
-        answered = [mapped for mapped in by_family.values()]
-        asked_twice = len(self._mapped) > len(answered)
-        if any(len(mapped) > 1 for mapped in answered):
+            by_family.setdefault(server.is_ipv6, set()).add(mapped.address)
+        asked_twice = len(self._mapped) > len(by_family)
+        if any(len(mapped) > 1 for mapped in by_family.values()):
             self.mapping = Mapping4787.DEPENDENT
         elif asked_twice:
             self.mapping = Mapping4787.INDEPENDENT
@@ -224,16 +245,21 @@ class Gatherer:
             Candidate(CandidateKind.HOST, host, self._ports[socket])
             for host in self._hosts
             if (socket := 1 if ip_address(host).version == 6 else 0) in self._ports
-        ]
+        ][:MAX_HOSTS]
         hosts = {candidate.address for candidate in found}
-        for mapped in dict.fromkeys(self._mapped.values()):
+        seen = dict.fromkeys(mapping.address for mapping in self._mapped.values())
+        for mapped in seen:
             if mapped not in hosts:
                 found.append(Candidate(CandidateKind.SERVER_REFLEXIVE, mapped.host, mapped.port))
         if self.mapping is Mapping4787.DEPENDENT:
             # A static forward of our own port may exist although the NAT maps each destination differently.
-            ports = {mapped.host: self._ports.get(1 if mapped.is_ipv6 else 0) for mapped in self._mapped.values()}
+            ports = {mapped.host: self._ports.get(_socket(mapped)) for mapped in seen}
             found += [Candidate(CandidateKind.CONFIGURED, host, port) for host, port in ports.items() if port]
         candidates = tuple(sorted(dict.fromkeys(found))[:MAX_CANDIDATES])
         if candidates != self._reported:
             self._reported = candidates
             self._events.append(CandidatesChanged(candidates, self.mapping))
+
+
+def _socket(server: Address) -> int:
+    return 1 if server.is_ipv6 else 0
