@@ -1,7 +1,11 @@
 """The charter: the owner-signed state of a network.
 
 A `Charter` is the body of a `Signed` (DOMAIN_CHARTER). The signer is the owner, or an identity in the owner-signed
-`AdminSet` that the charter carries. Clients keep the highest version that they have seen.
+`AdminSet` that the charter carries, and not evicted.
+
+A server keeps one line of charters (`check_charter`). Members may meet two, when admins were cut off from each other:
+they keep the greater charter (`rank`) and the evictions and unbans of both (`merge_bans`), so that the order in which
+charters arrive does not matter; whoever signs the next one joins the lines.
 """
 
 from __future__ import annotations
@@ -54,6 +58,10 @@ class Settings(msgspec.Struct, frozen=True, array_like=True):
     name: str
     wrap_key: bytes | None
 
+    def __repr__(self) -> str:
+        """Without the key."""
+        return f"Settings({self.name!r})"
+
 
 class EpochGrant(msgspec.Struct, frozen=True, array_like=True):
     """An epoch key, bound to its network and number."""
@@ -62,10 +70,16 @@ class EpochGrant(msgspec.Struct, frozen=True, array_like=True):
     epoch: int
     key: bytes  # 32 bytes
 
+    def __repr__(self) -> str:
+        """Without the key."""
+        return f"EpochGrant({self.epoch})"
+
 
 MAX_EVICTED = 1024
 """Identities in the evicted and in the unbanned list, each; a network with more has other troubles."""
 MAX_ADMINS = 64
+MAX_VERSION = 1 << 53
+"""Versions stay exact in JSON, and adding one to them stays inside 64 bits."""
 ACCESS_MODES = ("open", "approve", "locked")
 
 _decoder = msgspec.msgpack.Decoder(Charter)
@@ -75,27 +89,73 @@ _admins_decoder = msgspec.msgpack.Decoder(AdminSet)
 def check_charter(signed: Signed, previous: Signed | None) -> Charter:
     """The charter, if it is genuine and may follow `previous`. Raises MalformedMessage.
 
-    A server checks it as a member does: neither needs the epoch key. What must hold: the owner's signature or that of
-    an admin of the owner's newest list; a higher version; an epoch, evictions and an admin list that never go back;
-    deletion by the owner only, and nothing after it.
+    The check of a server, which keeps one line; it needs no epoch key. What must hold: all of `check_genuine` and
+    `check_lineage`; a higher version; an epoch, evictions and unbans that never go back; nothing after deletion.
+    """
+    charter = check_genuine(signed)
+    if previous is None:
+        return charter
+    before = decode_charter(previous)
+    check_lineage(signed, charter, before)
+    is_newer = (
+        charter.version > before.version
+        and charter.epoch >= before.epoch
+        and not before.is_deleted
+        and _is_superset(charter.evicted, before.evicted)
+        and _is_superset(charter.unbanned, before.unbanned)
+    )
+    if not is_newer:
+        raise MalformedMessage(DropReason.STALE)
+    return charter
+
+
+def check_genuine(signed: Signed) -> Charter:
+    """The charter, if its owner signed it or an admin that it names and does not ban. Raises MalformedMessage.
+
+    Only the owner can sign a deletion.
     """
     charter = decode_charter(signed)
     admins = _check_admins(charter)
-    if signed.signer != charter.owner and (admins is None or signed.signer not in admins.identities):
-        raise MalformedMessage(DropReason.BAD_SIGNATURE)
+    if signed.signer != charter.owner:
+        is_admin = admins is not None and signed.signer in admins.identities
+        if not is_admin or charter.is_deleted or is_banned(charter, signed.signer):
+            raise MalformedMessage(DropReason.BAD_SIGNATURE)
     if not verify(signed, DOMAIN_CHARTER):
         raise MalformedMessage(DropReason.BAD_SIGNATURE)
-    if charter.is_deleted and signed.signer != charter.owner:
-        raise MalformedMessage(DropReason.BAD_SIGNATURE)
-    if previous is not None:
-        _check_succession(charter, admins, decode_charter(previous))
     return charter
+
+
+def check_lineage(signed: Signed, charter: Charter, known: Charter) -> None:
+    """Raise MalformedMessage unless a genuine charter is of the network that is known, in the state that is known.
+
+    An admin that `known` bans cannot sign, and the owner's list of admins never goes back: without that an evicted
+    admin would unban itself. The pool stays, since members have their addresses in it.
+    """
+    if charter.owner != known.owner or charter.pool != known.pool:
+        raise MalformedMessage(DropReason.NOT_FOR_US)
+    if signed.signer != known.owner and is_banned(known, signed.signer):
+        raise MalformedMessage(DropReason.BAD_SIGNATURE)
+    if admin_serial(charter) < admin_serial(known):
+        raise MalformedMessage(DropReason.STALE)
+
+
+def rank(signed: Signed, charter: Charter) -> tuple[bool, int, int, bytes, bytes]:
+    """The total order of a network's charters: of two, every member keeps the greater one.
+
+    The epoch counts before the version: the line that evicted somebody wins over one that only grew longer.
+    """
+    return charter.is_deleted, charter.epoch, charter.version, signed.body, signed.signer
 
 
 def decode_charter(signed: Signed) -> Charter:
     """Parse and check the shape, not the signature. Raises MalformedMessage."""
     charter = decode(_decoder, signed.body, limit=MAX_CHARTER)
     if charter.format != 1 or charter.access not in ACCESS_MODES or charter.version < 1 or charter.epoch < 1:
+        raise MalformedMessage(DropReason.MALFORMED)
+    if max(charter.version, charter.epoch) > MAX_VERSION:
+        raise MalformedMessage(DropReason.MALFORMED)
+    # A ban from the future could not be lifted, an unban from the future would outlive every ban.
+    if any(not 1 <= at <= charter.version for at in (*charter.evicted.values(), *charter.unbanned.values())):
         raise MalformedMessage(DropReason.MALFORMED)
     if len(charter.evicted) > MAX_EVICTED or len(charter.unbanned) > MAX_EVICTED or len(charter.grants) > MAX_MEMBERS:
         raise MalformedMessage(DropReason.OVER_LIMIT)
@@ -111,10 +171,27 @@ def decode_charter(signed: Signed) -> Charter:
     return charter
 
 
+def admin_serial(charter: Charter) -> int:
+    """The number of the owner's list of admins, 0 without one. Raises MalformedMessage if it is forged."""
+    admins = _check_admins(charter)
+    return 0 if admins is None else admins.serial
+
+
 def is_banned(charter: Charter, identity: bytes) -> bool:
     """True if the identity was evicted and not unbanned since."""
     evicted_at = charter.evicted.get(identity)
     return evicted_at is not None and evicted_at >= charter.unbanned.get(identity, 0)
+
+
+def merge_bans(left: Charter, right: Charter) -> Charter:
+    """`left` with the evictions and unbans of both; the later of the two holds, an eviction at equal versions.
+
+    Raises MalformedMessage (over_limit).
+    """
+    evicted, unbanned = merge_versions(left.evicted, right.evicted), merge_versions(left.unbanned, right.unbanned)
+    if max(len(evicted), len(unbanned)) > MAX_EVICTED:
+        raise MalformedMessage(DropReason.OVER_LIMIT)
+    return msgspec.structs.replace(left, evicted=evicted, unbanned=unbanned)
 
 
 def merge_versions(left: Mapping[bytes, int], right: Mapping[bytes, int]) -> dict[bytes, int]:
@@ -132,26 +209,6 @@ def _check_admins(charter: Charter) -> AdminSet | None:
     if len(admins.identities) > MAX_ADMINS:
         raise MalformedMessage(DropReason.OVER_LIMIT)
     return admins
-
-
-def _check_succession(charter: Charter, admins: AdminSet | None, previous: Charter) -> None:
-    if charter.owner != previous.owner:
-        raise MalformedMessage(DropReason.NOT_FOR_US)
-    previous_admins = _check_admins(previous)
-    is_newer = (
-        charter.version > previous.version
-        and charter.epoch >= previous.epoch
-        and not previous.is_deleted
-        and _serial(admins) >= _serial(previous_admins)
-        and _is_superset(charter.evicted, previous.evicted)
-        and _is_superset(charter.unbanned, previous.unbanned)
-    )
-    if not is_newer:
-        raise MalformedMessage(DropReason.STALE)
-
-
-def _serial(admins: AdminSet | None) -> int:
-    return 0 if admins is None else admins.serial
 
 
 def _is_superset(newer: Mapping[bytes, int], older: Mapping[bytes, int]) -> bool:

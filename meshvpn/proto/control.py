@@ -62,6 +62,10 @@ class RelayGrant(msgspec.Struct, frozen=True, array_like=True):
     id: int
     key: bytes  # 32 bytes
 
+    def __repr__(self) -> str:
+        """Without the key."""
+        return f"RelayGrant({self.id})"
+
 
 RELAY_BINDING_LIFETIME = 120.0
 """Seconds. Four missed refreshes at the 25 s keepalive."""

@@ -28,6 +28,7 @@ ARGON2_MEMORY = 128 << 20
 _NAME_KEY = b"meshvpn name v1"
 _PSK_LABEL = b"meshvpn psk v1"
 _NONCE = 24
+_ANY_SCALAR = bytes(range(1, 33))
 _NICK = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _INTERFACE = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 _PRIVATE = (IPv4Network("10.0.0.0/8"), IPv4Network("172.16.0.0/12"), IPv4Network("192.168.0.0/16"))
@@ -87,6 +88,30 @@ def verify_detached(public_key: bytes, signature: bytes, message: bytes) -> bool
     return True
 
 
+def is_identity(public: bytes) -> bool:
+    """True if this Ed25519 public key can also be sealed to.
+
+    Signatures verify under some keys outside the prime-order group (RFC 8032 §8.9 leaves that open), but such a key has
+    no X25519 form: its holder would be a member that nobody can seal an epoch key to.
+    """
+    try:
+        bindings.crypto_sign_ed25519_pk_to_curve25519(public)
+    except (CryptoError, ValueError, TypeError):
+        return False
+    return True
+
+
+def is_exchange_key(public: bytes) -> bool:
+    """True for an X25519 public key of 32 bytes and not of low order (RFC 7748 §6.1)."""
+    if len(public) != 32:
+        return False
+    try:
+        primitives.x25519(_ANY_SCALAR, public)
+    except ValueError:
+        return False
+    return True
+
+
 # Names and passwords.
 
 
@@ -108,7 +133,12 @@ def check_password(password: str) -> None:
     """Raise ConfigError for an empty or an enormous password."""
     if not password:
         raise ConfigError("password", "it is empty", "choose one; several words are better than one")
-    if len(password.encode()) > MAX_PASSWORD_BYTES:
+    try:
+        size = len(password.encode())
+    except UnicodeEncodeError:
+        # `from None`: the error carries the password.
+        raise ConfigError("password", "it is not valid UTF-8", "check the terminal's or the file's encoding") from None
+    if size > MAX_PASSWORD_BYTES:
         raise ConfigError("password", f"it has more than {MAX_PASSWORD_BYTES} bytes", "choose a shorter one")
 
 

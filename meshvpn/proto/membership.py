@@ -64,6 +64,7 @@ class Membership:
         self._session = session
         self._entropy = entropy
         self.tunnel_public = primitives.x25519_public(keys.tunnel)
+        roster.reserve(profile.address, self.tunnel_public)
         self._updates: dict[int, owner.CharterUpdate] = {}
 
     # The charter. Each raises MembershipError; the number is a request's.

@@ -6,7 +6,7 @@ accepted it, like anybody else's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Network
@@ -15,12 +15,31 @@ from typing import Any
 import msgspec
 
 from . import keys as key_rules
-from .charter import MAX_EVICTED, Charter, EpochGrant, Settings, check_charter, is_banned
+from .charter import (
+    ACCESS_MODES,
+    MAX_ADMINS,
+    MAX_EVICTED,
+    AdminSet,
+    Charter,
+    EpochGrant,
+    Settings,
+    admin_serial,
+    check_charter,
+    is_banned,
+)
 from .errors import MembershipError
 from .keys import Identity, NetworkKeys
-from .record import Envelope, Leave, Record
+from .record import Approval, Envelope, Leave, Record
 from .roster import EpochKey, Roster, RosterState, open_grant
-from .signed import DOMAIN_CHARTER, DOMAIN_ENVELOPE, DOMAIN_LEAVE, DOMAIN_RECORD, Signed
+from .signed import (
+    DOMAIN_ADMINS,
+    DOMAIN_APPROVAL,
+    DOMAIN_CHARTER,
+    DOMAIN_ENVELOPE,
+    DOMAIN_LEAVE,
+    DOMAIN_RECORD,
+    Signed,
+)
 
 Entropy = Callable[[int], bytes]
 
@@ -124,7 +143,7 @@ def make_record(
 
 def seal_record(roster: Roster, identity: Identity, record: Signed, *, entropy: Entropy) -> Signed:
     """An envelope around our signed record, under the newest epoch key that we have."""
-    return _envelope(identity, record, roster.uid, roster.charter.epoch, roster.epoch_key, entropy)
+    return _envelope(identity, record, roster.uid, roster.key_epoch, roster.epoch_key, entropy)
 
 
 def record_of(signed: Signed) -> Record:
@@ -169,12 +188,13 @@ def evict(
     if own_record is not None:
         records[founder.public] = own_record
     staying = dict.fromkeys([founder.public, *records])
+    version = _next_version(charter)
     updated = msgspec.structs.replace(
         charter,
-        version=charter.version + 1,
+        version=version,
         issued_at=wall,
         epoch=epoch,
-        evicted={**charter.evicted, target: charter.version + 1},
+        evicted={**charter.evicted, target: version},
         locator=locator,
         sealed=_seal_settings(epoch_key, Settings(settings.name, wrap_key), entropy),
         wrap=None if wrap_key is None else _wrap(wrap_key, roster.uid, epoch, epoch_key, entropy),
@@ -190,7 +210,7 @@ def unban(roster: Roster, signer: Identity, target: bytes, *, wall: int) -> Char
     if not is_banned(charter, target):
         raise MembershipError("that identity is not evicted")
     # Above the eviction's version, so that a merge of two histories keeps what came last.
-    return _update(charter, signer, wall, unbanned={**charter.unbanned, target: charter.version + 1})
+    return _update(charter, signer, wall, unbanned={**charter.unbanned, target: _next_version(charter)})
 
 
 def change_password(
@@ -208,6 +228,38 @@ def change_password(
         sealed=_seal_settings(roster.epoch_key, Settings(settings.name, keys.wrap_key), entropy),
         wrap=_wrap(keys.wrap_key, roster.uid, charter.epoch, roster.epoch_key, entropy),
     )
+
+
+def set_access(roster: Roster, signer: Identity, access: str, *, wall: int) -> CharterUpdate:
+    """Let in everybody who knows the password, only who is approved, or nobody (`ACCESS_MODES`)."""
+    charter = _writable(roster, signer)
+    if access not in ACCESS_MODES:
+        raise MembershipError(f"access {access} does not exist; use {', '.join(ACCESS_MODES)}")
+    return _update(charter, signer, wall, access=access)
+
+
+def set_admins(roster: Roster, signer: Identity, identities: Sequence[bytes], *, wall: int) -> CharterUpdate:
+    """Delegate to these members and to nobody else; the owner only. Approvals by a former admin are void."""
+    charter = _writable(roster, signer)
+    if signer.public != charter.owner:
+        raise MembershipError("only the owner can appoint admins")
+    if len(identities) > MAX_ADMINS:
+        raise MembershipError(f"a network has at most {MAX_ADMINS} admins")
+    unknown = [identity for identity in identities if identity not in roster.members]
+    if unknown:
+        raise MembershipError(f"{unknown[0].hex()[:8]} is not a member; only members can be admins")
+    admins = AdminSet(roster.uid, admin_serial(charter) + 1, list(dict.fromkeys(identities)))
+    signed = signer.sign(DOMAIN_ADMINS, msgspec.msgpack.encode(admins))
+    return _update(charter, signer, wall, admins=signed)
+
+
+def approve(roster: Roster, signer: Identity, target: bytes, *, wall: int) -> Signed:
+    """The signature that lets an identity into a network with access `approve`."""
+    charter = _writable(roster, signer)
+    if is_banned(charter, target):
+        raise MembershipError("that member is evicted; use `meshvpn unban` first")
+    body = Approval(uid=roster.uid, identity=target, approved_at=wall)
+    return signer.sign(DOMAIN_APPROVAL, msgspec.msgpack.encode(body))
 
 
 def delete_network(roster: Roster, signer: Identity, *, wall: int) -> CharterUpdate:
@@ -238,8 +290,13 @@ def _next_password(
     return None, None
 
 
+def _next_version(charter: Charter) -> int:
+    """Above everything that was merged into the charter, so that what is done now is what came last."""
+    return max(charter.version, *charter.evicted.values(), *charter.unbanned.values(), 0) + 1
+
+
 def _update(charter: Charter, signer: Identity, wall: int, **changes: Any) -> CharterUpdate:
-    updated = msgspec.structs.replace(charter, version=charter.version + 1, issued_at=wall, **changes)
+    updated = msgspec.structs.replace(charter, version=_next_version(charter), issued_at=wall, **changes)
     return CharterUpdate(_sign(updated, signer), [])
 
 

@@ -7,22 +7,25 @@ resealed it, is what the server stores and checks without reading the record.
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, ip_network
+from math import isfinite
 from typing import Any
 
 import msgspec
 
-from .charter import AdminSet, Charter
+from .charter import AdminSet, Charter, is_banned
 from .codec import decode
 from .control import MAX_ENVELOPE
 from .drops import DropReason
 from .errors import ConfigError, MalformedMessage
-from .keys import check_nick, network_uid, verify
+from .keys import check_nick, is_exchange_key, is_identity, network_uid, verify
 from .signed import DOMAIN_ADMINS, DOMAIN_APPROVAL, DOMAIN_ENVELOPE, DOMAIN_LEAVE, DOMAIN_RECORD, Signed
 
 _KEY = 32
 MAX_SOFTWARE = 64
 MAX_SUBNETS = 32
+MAX_FACTS_DEPTH = 4
+"""Levels of lists and maps in the facts: more would only serve to exhaust somebody's stack."""
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
@@ -76,10 +79,10 @@ _signed_decoder = msgspec.msgpack.Decoder(Signed)
 
 
 def may_sign_for_network(charter: Charter, signer: bytes) -> bool:
-    """True for the owner and the admins of a charter that was checked."""
+    """True for the owner, and for the admins of a charter that was checked while they are not evicted."""
     if signer == charter.owner:
         return True
-    if charter.admins is None or not verify(charter.admins, DOMAIN_ADMINS):
+    if charter.admins is None or is_banned(charter, signer) or not verify(charter.admins, DOMAIN_ADMINS):
         return False
     return signer in msgspec.msgpack.decode(charter.admins.body, type=AdminSet).identities
 
@@ -91,7 +94,7 @@ def check_envelope(signed: Signed, charter: Charter) -> Envelope:
         raise MalformedMessage(DropReason.NOT_FOR_US)
     if signed.signer != envelope.identity and not may_sign_for_network(charter, signed.signer):
         raise MalformedMessage(DropReason.BAD_SIGNATURE)
-    if not verify(signed, DOMAIN_ENVELOPE):
+    if not verify(signed, DOMAIN_ENVELOPE) or not is_identity(envelope.identity):
         raise MalformedMessage(DropReason.BAD_SIGNATURE)
     _check_address(envelope.address, charter)
     return envelope
@@ -100,18 +103,25 @@ def check_envelope(signed: Signed, charter: Charter) -> Envelope:
 def check_record(signed: Signed, charter: Charter) -> Record:
     """The record, if the member signed it and it makes sense. Raises MalformedMessage."""
     record = decode(_record_decoder, signed.body, limit=MAX_ENVELOPE)
-    if signed.signer != record.identity or not verify(signed, DOMAIN_RECORD):
+    is_genuine = signed.signer == record.identity and verify(signed, DOMAIN_RECORD) and is_identity(record.identity)
+    if not is_genuine:
         raise MalformedMessage(DropReason.BAD_SIGNATURE)
     if record.format != 1 or record.uid != network_uid(charter.owner):
         raise MalformedMessage(DropReason.NOT_FOR_US)
-    if len(record.tunnel_key) != _KEY or len(record.disco_key) != _KEY or record.sequence < 1:
+    if not is_exchange_key(record.tunnel_key) or not is_exchange_key(record.disco_key) or record.sequence < 1:
         raise MalformedMessage(DropReason.MALFORMED)
     if len(record.software) > MAX_SOFTWARE or len(record.subnets) > MAX_SUBNETS:
         raise MalformedMessage(DropReason.OVER_LIMIT)
+    # What is printed to terminals and rendered into files must not carry control sequences.
+    if not record.software.isprintable() or not _is_plain(record.facts, MAX_FACTS_DEPTH):
+        raise MalformedMessage(DropReason.MALFORMED)
     try:
         check_nick(record.nick)
-    except ConfigError as error:
+        is_canonical = all(str(ip_network(subnet)) == subnet for subnet in record.subnets)
+    except (ConfigError, ValueError) as error:
         raise MalformedMessage(DropReason.MALFORMED) from error
+    if not is_canonical:
+        raise MalformedMessage(DropReason.MALFORMED)
     _check_address(record.address, charter)
     return record
 
@@ -140,6 +150,23 @@ def is_approved(approval: Signed | None, identity: bytes, charter: Charter) -> b
 def decode_signed(data: bytes) -> Signed:
     """A Signed from its bytes. Raises MalformedMessage."""
     return decode(_signed_decoder, data, limit=MAX_ENVELOPE)
+
+
+def _is_plain(value: Any, depth: int) -> bool:
+    """True for what JSON can say, printable and at most `depth` levels deep."""
+    match value:
+        case dict():
+            return depth > 0 and all(
+                isinstance(key, str) and key.isprintable() and _is_plain(item, depth - 1) for key, item in value.items()
+            )
+        case list():
+            return depth > 0 and all(_is_plain(item, depth - 1) for item in value)
+        case str():
+            return value.isprintable()
+        case float():
+            return isfinite(value)
+        case _:
+            return value is None or isinstance(value, int)
 
 
 def _check_address(address: str, charter: Charter) -> None:

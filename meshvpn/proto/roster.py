@@ -1,21 +1,35 @@
 """The roster: charter, epoch keys and records of one network as one member sees them.
 
 What comes from the server or from other members is checked here and nowhere else; the server's word counts for nothing.
-What was refused leaves all as it was. Nobody is removed by silence: only by an eviction in a newer charter, or by
-the member's own signed leave.
+What was refused leaves all as it was. Nobody is removed by silence: only by an eviction in a genuine charter, or by the
+member's own signed leave. Whoever had a nick, an address or a tunnel key first keeps it until it leaves or is evicted.
+
+Of two lines of charters (admins that were cut off from each other) the greater one counts, with the evictions of both;
+so members that have seen the same charters, in whatever order and however often, agree. See charter.py.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 
 from . import keys as key_rules
-from .charter import Charter, EpochGrant, Settings, check_charter, decode_charter, is_banned
+from .charter import (
+    Charter,
+    EpochGrant,
+    Settings,
+    check_genuine,
+    check_lineage,
+    decode_charter,
+    is_banned,
+    merge_bans,
+    merge_versions,
+    rank,
+)
 from .codec import decode
 from .control import MAX_ENVELOPE, MAX_MEMBERS, MemberEntry
 from .drops import DropReason
@@ -46,7 +60,11 @@ _grant_decoder = msgspec.msgpack.Decoder(EpochGrant)
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A member whose record was checked. `nick` is made unique: of two equal ones the later gets a number."""
+    """A member whose record was checked.
+
+    `nick` is unique without regard to case: `pbx` stays with the member that was known first (not with who says that it
+    joined first), the next one is `pbx-2`, and stays that until its next record.
+    """
 
     identity: bytes
     address: str
@@ -62,7 +80,7 @@ class Member:
     is_pending: bool
 
 
-class EpochKey(msgspec.Struct, array_like=True):
+class EpochKey(msgspec.Struct, frozen=True, array_like=True):
     """An epoch's key; `superseded_at` is Unix seconds, None for the current one."""
 
     epoch: int
@@ -81,14 +99,26 @@ class StoredMember(msgspec.Struct, frozen=True, array_like=True):
     approval: Signed | None
 
 
+class FormerMember(msgspec.Struct, frozen=True, array_like=True):
+    """What is remembered of who left or was evicted, so that an old record does not bring it back."""
+
+    nick: str
+    sequence: int
+    """The highest one that is refused."""
+    left_at: int = 0
+    """Records of who joined no later are refused; 0 if it was evicted."""
+
+
 class RosterState(msgspec.Struct, array_like=True):
     """Everything that must survive a restart."""
 
     charter: Signed
     epoch_keys: list[EpochKey]
     members: list[StoredMember]
-    former: dict[bytes, tuple[str, int]]
-    """Identity → last nick and sequence of who left or was evicted: an old record does not bring it back."""
+    former: dict[bytes, FormerMember]
+    evicted: dict[bytes, int] = {}
+    unbanned: dict[bytes, int] = {}
+    """The charter's, with those of other lines of charters merged in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,14 +177,26 @@ class Roster:
         self.drops: Counter[DropReason] = Counter()
         self._identity = identity
         self._signed = state.charter
-        self._charter = decode_charter(state.charter)
+        charter = decode_charter(state.charter)
+        self._charter = msgspec.structs.replace(
+            charter,
+            evicted=merge_versions(charter.evicted, state.evicted),
+            unbanned=merge_versions(charter.unbanned, state.unbanned),
+        )
         self._epoch_keys = list(state.epoch_keys)
         self._former = dict(state.former)
         self._stored: dict[bytes, StoredMember] = {}
         self._members: dict[bytes, Member] = {}
+        self._nicks: dict[str, bytes] = {}
+        self._own_address: str | None = None
+        self._own_tunnel_key: bytes | None = None
         self._events: list[RosterEvent] = []
         for stored in state.members:
             self._restore(stored)
+
+    def reserve(self, address: str, tunnel_key: bytes) -> None:
+        """Our own address and tunnel key, which no other member may claim."""
+        self._own_address, self._own_tunnel_key = address, tunnel_key
 
     @property
     def members(self) -> Mapping[bytes, Member]:
@@ -163,18 +205,23 @@ class Roster:
 
     @property
     def charter(self) -> Charter:
-        """The newest charter seen."""
+        """The greatest charter seen, with the evictions of all that were seen."""
         return self._charter
 
     @property
     def signed_charter(self) -> Signed:
-        """The same with its signature."""
+        """That charter as it was signed."""
         return self._signed
 
     @property
     def epoch_key(self) -> bytes:
         """The newest epoch key that we have."""
         return self._epoch_keys[0].key
+
+    @property
+    def key_epoch(self) -> int:
+        """The number of that key's epoch; lower than the charter's while nobody has given us the newest key."""
+        return self._epoch_keys[0].epoch
 
     @property
     def settings(self) -> Settings:
@@ -205,7 +252,7 @@ class Roster:
     def former_nicks(self) -> dict[bytes, str]:
         """Nicks of identities that are banned now."""
         return {
-            identity: self._former[identity][0] if identity in self._former else ""
+            identity: self._former[identity].nick if identity in self._former else ""
             for identity in self._charter.evicted
             if is_banned(self._charter, identity)
         }
@@ -215,7 +262,8 @@ class Roster:
         return [
             key_rules.pair_psk(entry.key, own_tunnel_key, member.tunnel_key)
             for entry in self._epoch_keys
-            if entry.superseded_at is None or wall - entry.superseded_at < PREVIOUS_EPOCH_LIFETIME
+            # A clock that was set back must not lengthen the time.
+            if entry.superseded_at is None or abs(wall - entry.superseded_at) < PREVIOUS_EPOCH_LIFETIME
         ]
 
     def seal_for_members(self, plaintext: bytes, entropy: Callable[[int], bytes]) -> bytes:
@@ -240,7 +288,14 @@ class Roster:
 
     def export(self) -> RosterState:
         """For the disk."""
-        return RosterState(self._signed, list(self._epoch_keys), list(self._stored.values()), dict(self._former))
+        return RosterState(
+            self._signed,
+            list(self._epoch_keys),
+            list(self._stored.values()),
+            dict(self._former),
+            dict(self._charter.evicted),
+            dict(self._charter.unbanned),
+        )
 
     def take_events(self) -> list[RosterEvent]:
         """What changed; clears."""
@@ -253,10 +308,9 @@ class Roster:
         """A charter, perhaps newer, and the members' entries that came with it (sealed under its epoch)."""
         if signed != self._signed:
             try:
-                charter = check_charter(signed, self._signed)
+                self._merge(signed, wall)
             except MalformedMessage as error:
                 return self._drop(error.reason)
-            self._adopt(signed, charter, wall)
         for entry in members[:MAX_MEMBERS]:
             self.handle_entry(entry, wall=wall)
         return None
@@ -278,7 +332,7 @@ class Roster:
             record = check_record(signed, self._charter)
             if record.identity != envelope.identity or record.address != envelope.address:
                 raise MalformedMessage(DropReason.NOT_FOR_US)
-            self._accept(record, StoredMember(signed, entry.approval))
+            self._accept(record, StoredMember(signed, _bounded(entry.approval)))
         except MalformedMessage as error:
             return self._drop(error.reason)
         return None
@@ -292,26 +346,40 @@ class Roster:
         member = self._members.get(leave.identity)
         if member is None or leave.left_at < member.joined_at:
             return self._drop(DropReason.STALE)
-        self._remove(member, "left")
+        # Who left is back only with a new join; who was evicted and unbanned is back with the record that it had.
+        self._remove(member, "left", FormerMember(member.nick, member.sequence, leave.left_at))
         return None
 
     # Inside.
 
+    def _merge(self, signed: Signed, wall: int) -> None:
+        charter = check_genuine(signed)
+        check_lineage(signed, charter, self._charter)
+        if rank(signed, charter) > rank(self._signed, self._charter):
+            self._adopt(signed, merge_bans(charter, self._charter), wall)
+            return
+        merged = merge_bans(self._charter, charter)
+        if merged == self._charter:
+            raise MalformedMessage(DropReason.STALE)
+        self._adopt(self._signed, merged, wall)
+
     def _adopt(self, signed: Signed, charter: Charter, wall: int) -> None:
-        was_evicted, old_epoch = self.is_evicted, self._charter.epoch
-        if charter.epoch != old_epoch and (key := self._find_epoch_key(charter)) is not None:
-            self._epoch_keys[0].superseded_at = wall
-            self._epoch_keys = [EpochKey(charter.epoch, key), *self._epoch_keys][:MAX_EPOCH_KEYS]
+        was_evicted, was_deleted = self.is_evicted, self._charter.is_deleted
+        # Two lines may both have changed the epoch, so an equal number does not mean an equal key.
+        key = self._find_epoch_key(charter)
+        if key is not None and (charter.epoch, key) != (self.key_epoch, self.epoch_key):
+            superseded = msgspec.structs.replace(self._epoch_keys[0], superseded_at=wall)
+            self._epoch_keys = [EpochKey(charter.epoch, key), superseded, *self._epoch_keys[1:]][:MAX_EPOCH_KEYS]
             self._events.append(EpochChanged(charter.epoch))
         self._signed, self._charter = signed, charter
         for member in list(self._members.values()):
             if is_banned(charter, member.identity):
-                self._remove(member, "evicted")
+                self._remove(member, "evicted", FormerMember(member.nick, member.sequence - 1))
             else:
                 self._refresh(member)
         if self.is_evicted != was_evicted:
             self._events.append(SelfEvicted() if self.is_evicted else SelfReinstated())
-        if charter.is_deleted:
+        if charter.is_deleted and not was_deleted:
             self._events.append(NetworkDeleted())
 
     def _find_epoch_key(self, charter: Charter) -> bytes | None:
@@ -342,41 +410,63 @@ class Roster:
         old = self._members.get(record.identity)
         if old is None and len(self._members) >= MAX_MEMBERS:
             raise MalformedMessage(DropReason.OVER_LIMIT)
-        newest = old.sequence if old is not None else self._former.get(record.identity, ("", 0))[1]
-        if record.sequence < newest or (old is None and record.sequence <= newest):
+        former = self._former.get(record.identity)
+        if former is not None and (record.sequence <= former.sequence or record.joined_at <= former.left_at):
             raise MalformedMessage(DropReason.STALE)
-        for other in self._members.values():
-            # Whoever had an address or a key first keeps it until it leaves or is evicted.
-            is_same = other.address == record.address or other.tunnel_key == record.tunnel_key
-            if other.identity != record.identity and is_same:
-                raise MalformedMessage(DropReason.UNEXPECTED)
+        self._check_claims(record)
+        if old is not None:
+            stored = self._newer(old, record, stored)
+            self._nicks.pop(old.nick.casefold(), None)
         new = self._member(record, stored)
-        self._stored[record.identity] = stored
-        self._members[record.identity] = new
+        self._put(new, stored)
         self._former.pop(record.identity, None)
         if old is None:
             self._events.append(MemberAdded(new))
         elif old != new:
             self._events.append(MemberChanged(old, new))
 
+    def _check_claims(self, record: Record) -> None:
+        is_taken = record.address == self._own_address or record.tunnel_key == self._own_tunnel_key
+        if is_taken or any(
+            other.identity != record.identity
+            and (other.address == record.address or other.tunnel_key == record.tunnel_key)
+            for other in self._members.values()
+        ):
+            raise MalformedMessage(DropReason.UNEXPECTED)
+
+    def _newer(self, member: Member, record: Record, new: StoredMember) -> StoredMember:
+        """`new`, with the approval that is worth more: who keeps one back must not make a member pending."""
+        old = self._stored[member.identity]
+        # A member that used a number twice: all others settle on the same one, and none goes to and fro.
+        if (record.sequence, new.record.body) < (member.sequence, old.record.body):
+            raise MalformedMessage(DropReason.STALE)
+        is_lost = not is_approved(new.approval, member.identity, self._charter)
+        if is_lost and is_approved(old.approval, member.identity, self._charter):
+            return StoredMember(new.record, old.approval)
+        return new
+
+    def _put(self, member: Member, stored: StoredMember) -> None:
+        self._stored[member.identity] = stored
+        self._members[member.identity] = member
+        self._nicks[member.nick.casefold()] = member.identity
+
     def _refresh(self, member: Member) -> None:
         """The new charter may change what an approval is worth."""
-        stored = self._stored[member.identity]
-        new = self._member(check_record(stored.record, self._charter), stored)
+        new = replace(member, is_pending=self._is_pending(self._stored[member.identity]))
         if new != member:
             self._members[member.identity] = new
             self._events.append(MemberChanged(member, new))
 
-    def _remove(self, member: Member, reason: str) -> None:
+    def _remove(self, member: Member, reason: str, former: FormerMember) -> None:
         del self._members[member.identity]
         del self._stored[member.identity]
-        self._former[member.identity] = (member.nick, member.sequence)
+        del self._nicks[member.nick.casefold()]
+        self._former[member.identity] = former
         while len(self._former) > MAX_FORMER:
             del self._former[next(iter(self._former))]
         self._events.append(MemberRemoved(member, reason))
 
     def _member(self, record: Record, stored: StoredMember) -> Member:
-        needs_approval = self._charter.access == "approve"
         return Member(
             identity=record.identity,
             address=record.address,
@@ -389,17 +479,16 @@ class Roster:
             software=record.software,
             subnets=tuple(record.subnets),
             facts=record.facts,
-            is_pending=needs_approval and not is_approved(stored.approval, record.identity, self._charter),
+            is_pending=self._is_pending(stored),
         )
 
+    def _is_pending(self, stored: StoredMember) -> bool:
+        identity = stored.record.signer
+        return self._charter.access == "approve" and not is_approved(stored.approval, identity, self._charter)
+
     def _unique_nick(self, record: Record) -> str:
-        taken = {
-            other.nick.casefold()
-            for other in self._members.values()
-            if (other.joined_at, other.identity) < (record.joined_at, record.identity)
-        }
         nick, number = record.nick, 2
-        while nick.casefold() in taken:
+        while self._nicks.get(nick.casefold(), record.identity) != record.identity:
             nick, number = f"{record.nick}-{number}", number + 1
         return nick
 
@@ -410,12 +499,18 @@ class Roster:
             self.drops[error.reason] += 1
             return
         if not is_banned(self._charter, record.identity):
-            self._stored[record.identity] = stored
-            self._members[record.identity] = self._member(record, stored)
+            self._put(self._member(record, stored), stored)
 
     def _drop(self, reason: DropReason) -> DropReason:
         self.drops[reason] += 1
         return reason
+
+
+def _bounded(approval: Signed | None) -> Signed | None:
+    """What is kept on the disk for a member has a size, whatever the server sends."""
+    if approval is None or len(approval.body) + len(approval.signer) + len(approval.signature) > MAX_ENVELOPE:
+        return None
+    return approval
 
 
 def open_grant(plaintext: bytes, uid: bytes, epoch: int) -> bytes | None:
