@@ -27,9 +27,12 @@ check: setup  ## formatting, lints, types, layering, spelling
 test: check  ## everything that is checked and tested, the fast things first
 	$(VENV)/bin/pytest --durations=5 tests
 
+demo: setup  ## three PBXs behind NATs, a hundred calls, an eviction, in network namespaces
+	$(VENV)/bin/python -m bench.demo
+
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	rm -f tun/engine.c tun/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup check test clean
+.PHONY: help setup check test demo clean
