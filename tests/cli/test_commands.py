@@ -1,0 +1,244 @@
+"""The real program against a fake daemon on a Unix socket."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import socketserver
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from meshvpn import ipc
+from meshvpn.proto.keys import derive_network_keys
+
+PASSWORD = "correct horse battery"
+PEER = ipc.PeerView(
+    nick="berlin",
+    identity="ab12cd34" * 8,
+    address="10.7.5.2",
+    address6="fd00::2",
+    state="direct",
+    endpoint="203.0.113.9:43667",
+    relay=None,
+    rtt_ms=18.25,
+    jitter_ms=0.5,
+    loss=0.01,
+    mos=4.38,
+    rx_bytes=1500,
+    tx_bytes=10,
+    last_handshake_s=3.0,
+    routes=[],
+)
+NETWORK = ipc.NetworkView(
+    network="piaf-vpn",
+    uid="00" * 16,
+    state="online",
+    address="10.7.5.1",
+    address6="fd00::1",
+    interface="mesh0",
+    nick="me",
+    access="open",
+    role="owner",
+    epoch=1,
+    owner="me",
+    pool="10.7.5.0/24",
+    capacity=254,
+    has_password=True,
+    note=None,
+    members=[PEER],
+)
+
+
+class FakeDaemon(socketserver.ThreadingUnixStreamServer):
+    """Answers every request with one prepared reply and keeps what was asked."""
+
+    daemon_threads = True
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path), _Handler)
+        self.path = path
+        self.status = 200
+        self.reply: object = ipc.Reply(message="done")
+        self.requests: list[tuple[str, str, bytes]] = []
+
+    def refuse(self, status: int, message: str) -> None:
+        self.status, self.reply = status, ipc.ErrorReply(code="x", message=message)
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    def _answer(self) -> None:
+        daemon = self.server
+        assert isinstance(daemon, FakeDaemon)
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        daemon.requests.append((self.command, self.path, body))
+        data = msgspec.json.encode(daemon.reply)
+        self.send_response(daemon.status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    do_GET = do_POST = _answer
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
+    with FakeDaemon(tmp_path / "sock") as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def password_file(tmp_path: Path) -> Path:
+    file = tmp_path / "password"
+    file.write_text(PASSWORD + "\nsecond line\n")
+    file.chmod(0o600)
+    return file
+
+
+def meshvpn(path: Path, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MESHVPN_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "meshvpn.cli", "--socket", str(path), *arguments],
+        input=stdin,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+    assert PASSWORD not in done.stdout + done.stderr
+    return done
+
+
+def test_join_sends_the_derived_keys_and_never_the_password(daemon: FakeDaemon, password_file: Path) -> None:
+    daemon.reply = NETWORK
+    done = meshvpn(daemon.path, "join", "piaf-vpn", "--server", "example.org", "--password-file", str(password_file))
+    assert done.returncode == 0
+    assert done.stdout.splitlines() == ["Joining network piaf-vpn .. ok", "this host is me 10.7.5.1 on mesh0"]
+    method, route, body = daemon.requests[0]
+    request = msgspec.json.decode(body, type=ipc.JoinRequest)
+    keys = derive_network_keys("piaf-vpn", PASSWORD)
+    assert (method, route) == ("POST", "/v1/networks/join")
+    assert (request.locator, request.wrap_key) == (keys.locator.hex(), keys.wrap_key.hex())
+    assert request.server == ipc.ServerOptions(url="https://example.org:7770")
+    assert PASSWORD.encode() not in body
+
+
+def test_the_password_is_the_first_line_of_standard_input(daemon: FakeDaemon) -> None:
+    done = meshvpn(daemon.path, "passwd", "piaf-vpn", "--password-file", "-", stdin=f"{PASSWORD}\nmore\n")
+    request = msgspec.json.decode(daemon.requests[0][2], type=ipc.PasswordRequest)
+    assert done.returncode == 0
+    assert request.locator == derive_network_keys("piaf-vpn", PASSWORD).locator.hex()
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620])
+def test_a_password_file_open_to_others_is_refused_with_the_remedy(
+    daemon: FakeDaemon, password_file: Path, mode: int
+) -> None:
+    password_file.chmod(mode)
+    done = meshvpn(daemon.path, "passwd", "piaf-vpn", "--password-file", str(password_file))
+    assert done.returncode == 1
+    assert f"chmod 600 {password_file}" in done.stderr
+    assert daemon.requests == []
+
+
+def test_without_a_terminal_or_a_file_there_is_no_password(daemon: FakeDaemon) -> None:
+    done = meshvpn(daemon.path, "passwd", "piaf-vpn")
+    assert done.returncode == 2
+    assert "--password-file" in done.stderr
+
+
+def test_a_password_is_no_argument(daemon: FakeDaemon) -> None:
+    done = meshvpn(daemon.path, "passwd", "piaf-vpn", "something")
+    assert done.returncode == 2
+    assert daemon.requests == []
+
+
+@pytest.mark.parametrize(("status", "exit_status"), [(400, 2), (403, 1), (404, 1), (409, 1), (502, 1), (504, 4)])
+def test_a_refusal_is_one_line_and_its_kind_the_exit_status(daemon: FakeDaemon, status: int, exit_status: int) -> None:
+    daemon.refuse(status, "already online")
+    done = meshvpn(daemon.path, "up", "piaf-vpn")
+    assert done.returncode == exit_status
+    assert done.stdout == ""
+    assert done.stderr == "meshvpn: Going online in piaf-vpn .. failed, already online\n"
+
+
+def test_without_a_daemon_it_says_how_to_start_it(tmp_path: Path) -> None:
+    done = meshvpn(tmp_path / "none", "list")
+    assert done.returncode == 3
+    assert "systemctl start meshvpnd" in done.stderr
+
+
+@pytest.mark.parametrize("server", ["", "ftp://a", "a:0", "a:99999", "a/path"])
+def test_a_server_that_is_none_is_a_usage_error_before_any_question(daemon: FakeDaemon, server: str) -> None:
+    done = meshvpn(daemon.path, "join", "piaf-vpn", "--server", server)
+    assert done.returncode == 2
+    assert "server" in done.stderr
+    assert daemon.requests == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "route"),
+    [
+        (("leave", "a b/c"), "/v1/networks/a%20b%2Fc/leave"),
+        (("delete", "n"), "/v1/networks/n/delete"),
+        (("go-online", "n"), "/v1/networks/n/up"),
+        (("go-offline", "n"), "/v1/networks/n/down"),
+        (("unban", "n", "berlin"), "/v1/networks/n/unban"),
+        (("nick", "n", "me2"), "/v1/networks/n/nick"),
+    ],
+)
+def test_each_action_asks_its_route(daemon: FakeDaemon, arguments: tuple[str, ...], route: str) -> None:
+    done = meshvpn(daemon.path, *arguments)
+    assert done.returncode == 0
+    assert done.stdout.rstrip().endswith(".. ok")
+    assert daemon.requests[0][:2] == ("POST", route)
+
+
+@pytest.mark.parametrize(("option", "password"), [((), "retire"), (("--keep-password",), "keep")])
+def test_evict_retires_the_password_unless_told_otherwise(
+    daemon: FakeDaemon, option: tuple[str, ...], password: str
+) -> None:
+    assert meshvpn(daemon.path, "evict", "n", "berlin", *option).returncode == 0
+    request = msgspec.json.decode(daemon.requests[0][2], type=ipc.EvictRequest)
+    assert request == ipc.EvictRequest(peer="berlin", password=password)
+
+
+def test_evict_does_not_both_keep_and_renew_the_password(daemon: FakeDaemon) -> None:
+    assert meshvpn(daemon.path, "evict", "n", "p", "--new-password", "--keep-password").returncode == 2
+    assert daemon.requests == []
+
+
+def test_list_prints_hamachis_columns(daemon: FakeDaemon) -> None:
+    daemon.reply = [NETWORK]
+    lines = meshvpn(daemon.path, "list").stdout.splitlines()
+    assert lines[0].startswith(" * [piaf-vpn]  10.7.5.0/24")
+    assert lines[-1].startswith("     * ab12cd34   berlin")
+    assert "direct     UDP 203.0.113.9:43667" in lines[-1]
+
+
+def test_json_is_exactly_what_the_daemon_said(daemon: FakeDaemon) -> None:
+    daemon.reply = [NETWORK]
+    printed = json.loads(meshvpn(daemon.path, "--json", "list").stdout)
+    assert printed == msgspec.to_builtins([NETWORK])
+
+
+def test_ping_fails_when_nothing_answers(daemon: FakeDaemon) -> None:
+    daemon.reply = ipc.PingReply(nick="berlin", address="10.7.5.2", path="direct", rtt_ms=None)
+    done = meshvpn(daemon.path, "ping", "n", "berlin", "-c", "2")
+    assert done.returncode == 1
+    assert done.stdout.count("no answer") == 2
