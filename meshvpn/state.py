@@ -110,6 +110,8 @@ class StateDir:
                 continue
             try:
                 loaded.networks.append(msgspec.msgpack.decode(read_checked(file), type=NetworkState))
+            except OSError as error:
+                loaded.problems.append(f"{file} cannot be read ({error.strerror}); the network stays down")
             except (StateError, msgspec.MsgspecError):
                 aside = _set_aside(file)
                 loaded.problems.append(f"{file} is damaged and was kept as {aside.name}; join the network again")

@@ -321,11 +321,11 @@ def _server(text: str | None, pin: str | None) -> ipc.ServerOptions:
     text = text or os.environ.get(ipc.SERVER_ENVIRONMENT)
     if not text:
         raise CliError(f"no server; give --server HOST or set {ipc.SERVER_ENVIRONMENT}", USAGE)
-    parts = urlsplit(text if "://" in text else f"https://{text}")
     try:
+        parts = urlsplit(text if "://" in text else f"https://{text}")
         port = parts.port
     except ValueError:
-        port = 0
+        parts, port = urlsplit(""), 0
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or parts.path.strip("/"):
         raise CliError(f"--server {text} is no server; write HOST, HOST:PORT or https://HOST:PORT", USAGE)
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname

@@ -55,15 +55,20 @@ class Client:
     def events(self) -> Iterator[bytes]:
         """The event stream, line by line, until the daemon ends."""
         response = self._request("GET", "/v1/events", None, timeout=None)
+        if response.status != 200:
+            raise _refusal(response.status, response.read())
         while line := response.readline():
             yield line
 
     def _call(self, method: str, route: str, body: msgspec.Struct | None, kind: type[T]) -> T:
         response = self._request(method, route, body, timeout=TIMEOUT)
-        data = response.read()
-        if response.status != 200:
-            raise _refusal(response.status, data)
-        return msgspec.json.decode(data, type=kind)
+        try:
+            data = response.read()
+            if response.status != 200:
+                raise _refusal(response.status, data)
+            return msgspec.json.decode(data, type=kind)
+        except (msgspec.MsgspecError, http.client.HTTPException, OSError) as error:
+            raise CliError("the daemon's answer cannot be read; are both of one version?", NO_DAEMON) from error
 
     def _request(
         self, method: str, route: str, body: msgspec.Struct | None, *, timeout: float | None

@@ -18,16 +18,21 @@ from .codec import decode
 from .signed import Signed
 
 PROTOCOL_VERSION = 1
-MAX_MESSAGE = 1 << 20
-"""Bytes of one WebSocket message; a roster of a thousand members (about 600 bytes each) fits."""
+MAX_MESSAGE = 3 << 20
+"""Bytes of one WebSocket message: MAX_MEMBERS of the largest entries and the largest charter fit (2.6 MiB), so that
+members cannot make their network too big to be listed, or an eviction too big to be sent."""
 MAX_SIGNAL = 8192
 """Bytes of one Signal payload; an offer of 32 candidates takes about 1,500."""
 MAX_MEMBERS = 1024
 """Members of one network."""
 MAX_CHARTER = 256 * 1024
 """Bytes of a charter: 1,024 sealed epoch keys (about 120 bytes each) and 1,024 evicted identities fit."""
-MAX_ENVELOPE = 4096
-"""Bytes of a record's envelope."""
+MAX_ENVELOPE = 2048
+"""Bytes of a record's envelope; one without subnets and PBX facts takes about 500."""
+MAX_RECORD = MAX_ENVELOPE - 256
+"""Bytes of a record: its envelope stays below the limit whoever seals it, in every epoch."""
+MAX_APPROVAL = 256
+"""Bytes of an approval with its signature; it takes about 170."""
 
 
 class RefusalCode(StrEnum):

@@ -15,7 +15,7 @@ import msgspec
 
 from .charter import AdminSet, Charter, is_banned
 from .codec import decode
-from .control import MAX_ENVELOPE
+from .control import MAX_APPROVAL, MAX_ENVELOPE, MAX_RECORD
 from .drops import DropReason
 from .errors import ConfigError, MalformedMessage
 from .keys import check_nick, is_exchange_key, is_identity, network_uid, verify
@@ -102,7 +102,7 @@ def check_envelope(signed: Signed, charter: Charter) -> Envelope:
 
 def check_record(signed: Signed, charter: Charter) -> Record:
     """The record, if the member signed it and it makes sense. Raises MalformedMessage."""
-    record = decode(_record_decoder, signed.body, limit=MAX_ENVELOPE)
+    record = decode(_record_decoder, signed.body, limit=MAX_RECORD)
     is_genuine = signed.signer == record.identity and verify(signed, DOMAIN_RECORD) and is_identity(record.identity)
     if not is_genuine:
         raise MalformedMessage(DropReason.BAD_SIGNATURE)
@@ -141,7 +141,7 @@ def is_approved(approval: Signed | None, identity: bytes, charter: Charter) -> b
     if approval is None or not may_sign_for_network(charter, approval.signer):
         return False
     try:
-        body = decode(_approval_decoder, approval.body, limit=MAX_ENVELOPE)
+        body = decode(_approval_decoder, approval.body, limit=MAX_APPROVAL)
     except MalformedMessage:
         return False
     return body.identity == identity and body.uid == network_uid(charter.owner) and verify(approval, DOMAIN_APPROVAL)

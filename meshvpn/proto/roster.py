@@ -31,7 +31,7 @@ from .charter import (
     rank,
 )
 from .codec import decode
-from .control import MAX_ENVELOPE, MAX_MEMBERS, MemberEntry
+from .control import MAX_APPROVAL, MAX_ENVELOPE, MAX_MEMBERS, MemberEntry
 from .drops import DropReason
 from .errors import MalformedMessage, MembershipError
 from .keys import Identity
@@ -437,7 +437,7 @@ class Roster:
     def _newer(self, member: Member, record: Record, new: StoredMember) -> StoredMember:
         """`new`, with the approval that is worth more: who keeps one back must not make a member pending."""
         old = self._stored[member.identity]
-        # A member that used a number twice: all others settle on the same one, and none goes to and fro.
+        # A member that used a number twice: all others settle on the same one, and none alternates.
         if (record.sequence, new.record.body) < (member.sequence, old.record.body):
             raise MalformedMessage(DropReason.STALE)
         is_lost = not is_approved(new.approval, member.identity, self._charter)
@@ -508,7 +508,7 @@ class Roster:
 
 def _bounded(approval: Signed | None) -> Signed | None:
     """What is kept on the disk for a member has a size, whatever the server sends."""
-    if approval is None or len(approval.body) + len(approval.signer) + len(approval.signature) > MAX_ENVELOPE:
+    if approval is None or len(approval.body) + len(approval.signer) + len(approval.signature) > MAX_APPROVAL:
         return None
     return approval
 
