@@ -1,0 +1,343 @@
+"""What runs on the simulated hosts: the rendezvous' UDP half and signalling, and a node of gatherer and path agents.
+
+The node does with those machines what meshvpn.proto.node does, without WireGuard and roster: payload is a numbered
+datagram of the sender's, sent on the primary and, while there is one, the secondary path.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from meshvpn.proto import disco, stun
+from meshvpn.proto.candidate import Candidate, Offer, decode_offer, usable
+from meshvpn.proto.control import RelayGrant
+from meshvpn.proto.disco import DiscoBox
+from meshvpn.proto.drops import DropReason
+from meshvpn.proto.errors import MalformedMessage
+from meshvpn.proto.gather import CandidatesChanged, Gatherer, RelayBound, RelayUnbound
+from meshvpn.proto.path import OfferWanted, PathAgent, PrimaryChanged
+from meshvpn.proto.transport import Address, Path, RelayHop, Transmit
+from rendezvous.limits import Limits
+from rendezvous.relay import Relay
+
+from .network import Network
+
+PAYLOAD = struct.Struct("<I16sQ")
+TRANSPORT_WORD = 4
+STATISTICS_INTERVAL = 1.0
+PATH_SEEN_INTERVAL = 1.0
+"""The engine reports a path it sees at most that often."""
+UID = bytes(16)
+
+
+class RelayMachine:
+    """STUN and relay, on the sockets of the host it runs on."""
+
+    def __init__(self, network: Network) -> None:
+        self.relay = Relay(Limits(), entropy=network.entropy("relay"))
+        self._transmits: list[Transmit] = []
+
+    def handle_datagram(self, data: bytes, path: Path, *, now: float) -> None:
+        forward = self.relay.handle_datagram(data, path.remote, path.socket, now=now)
+        if forward is not None:
+            self._transmits.append(Transmit(Path(forward.socket, forward.to), forward.data))
+
+    def handle_timeout(self, *, now: float) -> None:
+        self.relay.handle_timeout(now=now)
+
+    def next_timeout(self) -> float | None:
+        return None
+
+    def take_transmits(self) -> list[Transmit]:
+        transmits, self._transmits = self._transmits, []
+        return transmits
+
+
+class Signalling:
+    """The control connections: reliable, `latency` seconds each way, and they can be cut for everybody."""
+
+    def __init__(self, network: Network, relay: RelayMachine, servers: list[Address], *, latency: float) -> None:
+        self.network = network
+        self.servers = servers
+        self.latency = latency
+        self.is_up = True
+        self.offers = 0
+        self.members: dict[str, MeshNode] = {}
+        self._relay = relay
+        self._grants: dict[str, RelayGrant] = {}
+
+    def attach(self, node: MeshNode) -> None:
+        """A node's control connection is open: a grant for it, and everybody hears of everybody."""
+        if (old := self._grants.pop(node.name, None)) is not None:
+            self._relay.relay.release(old.id, now=self.network.now)
+        grant = self._grants[node.name] = self._relay.relay.grant(UID)
+        self.members[node.name] = node
+        self._deliver(node.name, lambda: node.handle_attached(self.servers, grant, now=self.network.now))
+        for name, other in self.members.items():
+            if other is not node:
+                self._introduce(node, other, grant.id)
+                self._introduce(other, node, self._grants[name].id)
+
+    def offer(self, data: bytes, source: str, destination: str) -> None:
+        """One node's signal to another."""
+        self.offers += 1
+        if not self.is_up:
+            return
+        # Two legs, to the server and from it.
+        self.network.call_at(
+            self.network.now + self.latency,
+            lambda: self._deliver(
+                destination, lambda: self.members[destination].handle_signal(data, source, now=self.network.now)
+            ),
+        )
+
+    def _introduce(self, who: MeshNode, to: MeshNode, relay_id: int) -> None:
+        key = who.public_key
+        self._deliver(to.name, lambda: to.handle_peer(who.name, key, relay_id, now=self.network.now))
+
+    def _deliver(self, name: str, action: Callable[[], None]) -> None:
+        def arrive() -> None:
+            if not self.is_up:
+                return
+            action()
+            self.members[name].drain()
+
+        self.network.call_at(self.network.now + self.latency, arrive)
+
+
+@dataclass(slots=True)
+class Peer:
+    """Another node as this one sees it."""
+
+    name: str
+    public_key: bytes
+    agent: PathAgent
+    relay_id: int = 0
+    last_offer: int = 0
+    offers_sent: int = 0
+    changes: list[tuple[float, Path | None, Path | None]] = field(default_factory=list)
+    interval: float | None = None
+    send_at: float | None = None
+    statistics_at: float | None = None
+    sent: int = 0
+    tx_packets: int = 0
+    rx_packets: int = 0
+    received: dict[int, float] = field(default_factory=dict)
+    duplicates: int = 0
+    path_seen_at: float = float("-inf")
+
+
+class MeshNode:
+    """The machine on a member's host."""
+
+    def __init__(self, network: Network, name: str, signalling: Signalling) -> None:
+        self.network = network
+        self.name = name
+        self.peers: dict[str, Peer] = {}
+        self.drops: Counter[DropReason] = Counter()
+        self.gatherer = Gatherer(network.entropy(f"{name}/{network.now}/gatherer"))
+        self.drain: Callable[[], None] = lambda: None
+        self._entropy = network.entropy(f"{name}/{network.now}")
+        self._secret = self._entropy(32)
+        self.public_key = disco.public_key(self._secret)
+        self._signalling = signalling
+        self._by_key: dict[bytes, Peer] = {}
+        self._candidates: tuple[Candidate, ...] = ()
+        self._relay_server: tuple[Address, int] | None = None
+        self._relay_id = 0
+        self._transmits: list[Transmit] = []
+
+    # What the rendezvous says.
+
+    def handle_attached(self, servers: list[Address], grant: RelayGrant, *, now: float) -> None:
+        self._relay_id = grant.id
+        self.gatherer.handle_servers(servers, now=now)
+        self.gatherer.handle_relay_grant(grant, now=now)
+        self._settle(now)
+
+    def handle_peer(self, name: str, key: bytes, relay_id: int, *, now: float) -> None:
+        peer = self.peers.get(name)
+        if peer is None:
+            agent = PathAgent(disco=DiscoBox(self._secret, key), entropy=self._entropy)
+            peer = self.peers[name] = Peer(name, key, agent)
+        elif peer.public_key != key:
+            del self._by_key[peer.public_key]
+            peer.public_key, peer.last_offer = key, 0
+            peer.agent.handle_remote_disco(DiscoBox(self._secret, key), now=now)
+        self._by_key[key] = peer
+        peer.relay_id = relay_id
+        self._update_relay(peer, now)
+        self._send_offer(peer)
+        self._settle(now)
+
+    def handle_signal(self, data: bytes, source: str, *, now: float) -> None:
+        peer = self.peers.get(source)
+        offer = decode_offer(data)
+        if peer is None or offer.disco_key != peer.public_key or offer.sequence <= peer.last_offer:
+            self.drops[DropReason.STALE] += 1
+            return
+        peer.last_offer = offer.sequence
+        peer.agent.handle_offer(offer, usable(offer.candidates, []), now=now)
+        self._settle(now)
+
+    # What the shell says.
+
+    def handle_local_addresses(self, hosts: tuple[str, ...], ports: dict[int, int], *, now: float) -> None:
+        self.gatherer.handle_local_addresses(hosts, ports, now=now)
+        self._settle(now)
+
+    def handle_network_change(self, *, now: float) -> None:
+        self.gatherer.handle_network_change(now=now)
+        for peer in self.peers.values():
+            peer.agent.handle_network_change(now=now)
+        self._settle(now)
+
+    def start_traffic(self, name: str, interval: float) -> None:
+        """Send a packet each `interval` seconds from now on."""
+        peer = self.peers[name]
+        peer.interval, peer.send_at = interval, self.network.now
+        self.drain()
+
+    def stop_traffic(self, name: str) -> None:
+        self.peers[name].interval = self.peers[name].send_at = None
+
+    def send_once(self, name: str) -> int:
+        """One packet; its number."""
+        number = self._send_payload(self.peers[name], self.network.now)
+        self.drain()
+        return number
+
+    # The machine's verbs.
+
+    def handle_datagram(self, data: bytes, path: Path, *, now: float) -> None:
+        if stun.is_stun(data):
+            reason = self.gatherer.handle_datagram(data, path, now=now)
+        elif disco.is_disco(data):
+            reason = self._handle_disco(data, path, now)
+        else:
+            reason = self._handle_payload(data, path, now)
+        if reason is not None:
+            self.drops[reason] += 1
+        self._settle(now)
+
+    def handle_timeout(self, *, now: float) -> None:
+        if (at := self.gatherer.next_timeout()) is not None and at <= now:
+            self.gatherer.handle_timeout(now=now)
+        for peer in self.peers.values():
+            if (at := peer.agent.next_timeout()) is not None and at <= now:
+                peer.agent.handle_timeout(now=now)
+            if peer.send_at is not None and peer.send_at <= now:
+                self._send_payload(peer, now)
+                peer.send_at = None if peer.interval is None else now + peer.interval
+            if peer.statistics_at is not None and peer.statistics_at <= now:
+                peer.statistics_at = None
+                peer.agent.handle_traffic(peer.rx_packets, peer.tx_packets, now=now)
+        self._settle(now)
+
+    def next_timeout(self) -> float | None:
+        deadlines = [self.gatherer.next_timeout()]
+        for peer in self.peers.values():
+            deadlines += (peer.agent.next_timeout(), peer.send_at, peer.statistics_at)
+        return min((at for at in deadlines if at is not None), default=None)
+
+    def take_transmits(self) -> list[Transmit]:
+        transmits, self._transmits = self._transmits, []
+        return transmits
+
+    # Inside.
+
+    def _handle_disco(self, data: bytes, path: Path, now: float) -> DropReason | None:
+        peer = self._by_key.get(disco.sender_key(data))
+        if peer is None:
+            return DropReason.UNKNOWN_PEER
+        try:
+            message = peer.agent.disco.open(data)
+        except MalformedMessage as error:
+            return error.reason
+        return peer.agent.handle_disco(message, path, now=now)
+
+    def _handle_payload(self, data: bytes, path: Path, now: float) -> DropReason | None:
+        if len(data) != PAYLOAD.size:
+            return DropReason.UNKNOWN_TYPE
+        word, name, number = PAYLOAD.unpack(data)
+        peer = self.peers.get(name.rstrip(b"\0").decode())
+        if word != TRANSPORT_WORD or peer is None:
+            return DropReason.UNKNOWN_TYPE
+        if number in peer.received:
+            peer.duplicates += 1
+            return DropReason.REPLAYED
+        peer.received[number] = now
+        peer.rx_packets += 1
+        self._note_traffic(peer, now)
+        is_elsewhere = path not in (peer.agent.primary, peer.agent.secondary)
+        if is_elsewhere and now - peer.path_seen_at >= PATH_SEEN_INTERVAL:
+            peer.path_seen_at = now
+            peer.agent.handle_path_seen(path, now=now)
+        return None
+
+    def _send_payload(self, peer: Peer, now: float) -> int:
+        number = peer.sent
+        peer.sent += 1
+        peer.tx_packets += 1
+        data = PAYLOAD.pack(TRANSPORT_WORD, self.name.encode(), number)
+        for path in (peer.agent.primary, peer.agent.secondary):
+            if path is not None:
+                self._transmits.append(Transmit(path, data))
+        self._note_traffic(peer, now)
+        return number
+
+    def _note_traffic(self, peer: Peer, now: float) -> None:
+        if peer.statistics_at is None:
+            peer.statistics_at = now + STATISTICS_INTERVAL
+
+    def _send_offer(self, peer: Peer) -> None:
+        peer.offers_sent += 1
+        offer = Offer(
+            format=1,
+            uid=UID,
+            source=self.name.encode().ljust(32, b"\0"),
+            destination=peer.name.encode().ljust(32, b"\0"),
+            sequence=peer.offers_sent,
+            disco_key=self.public_key,
+            candidates=list(self._candidates),
+        )
+        self._signalling.offer(offer.encode(), self.name, peer.name)
+
+    def _update_relay(self, peer: Peer, now: float) -> None:
+        if self._relay_server is None or not peer.relay_id:
+            return peer.agent.handle_relay(None, now=now)
+        server, socket = self._relay_server
+        return peer.agent.handle_relay(Path(socket, server, RelayHop(self._relay_id, peer.relay_id)), now=now)
+
+    def _settle(self, now: float) -> None:
+        for event in self.gatherer.take_events():
+            match event:
+                case CandidatesChanged(candidates=candidates):
+                    self._candidates = candidates
+                    for peer in self.peers.values():
+                        peer.agent.handle_local_change(now=now)
+                case RelayBound(server=server, socket=socket):
+                    self._relay_server = (server, socket)
+                    self._update_relays(now)
+                case RelayUnbound():
+                    self._relay_server = None
+                    self._update_relays(now)
+        self._transmits += self.gatherer.take_transmits()
+        for peer in self.peers.values():
+            self._settle_peer(peer, now)
+
+    def _settle_peer(self, peer: Peer, now: float) -> None:
+        for event in peer.agent.take_events():
+            match event:
+                case PrimaryChanged(primary=primary, secondary=secondary):
+                    peer.changes.append((now, primary, secondary))
+                case OfferWanted():
+                    self._send_offer(peer)
+        self._transmits += peer.agent.take_transmits()
+
+    def _update_relays(self, now: float) -> None:
+        for peer in self.peers.values():
+            self._update_relay(peer, now)
