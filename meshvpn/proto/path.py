@@ -125,13 +125,12 @@ class _Probe:
     def is_alive(self, now: float, *, is_primary: bool = False) -> bool:
         if self.verified_at is None or (not is_primary and now - self.verified_at > FRESH_FOR):
             return False
-        return self.unanswered_since is None or now - self.unanswered_since < DOUBT_AFTER + self.slack()
+        # Compared in the very form in which `_arm` computes the deadline: rounding must not leave it in the past.
+        return self.unanswered_since is None or now < self.unanswered_since + DOUBT_AFTER + self.slack()
 
     def is_dead(self, now: float) -> bool:
-        return (
-            self.unanswered_since is not None
-            and now - self.unanswered_since >= DOUBT_AFTER + self.slack() + DEATH_AFTER
-        )
+        since = self.unanswered_since
+        return since is not None and now >= since + DOUBT_AFTER + self.slack() + DEATH_AFTER
 
 
 class PathAgent:

@@ -117,7 +117,8 @@ def check_record(signed: Signed, charter: Charter) -> Record:
         raise MalformedMessage(DropReason.MALFORMED)
     try:
         check_nick(record.nick)
-        is_canonical = all(str(ip_network(subnet)) == subnet for subnet in record.subnets)
+        # A scope id (after %) is kept by ipaddress as it came, whatever characters it has.
+        is_canonical = all(str(ip_network(subnet)) == subnet and "%" not in subnet for subnet in record.subnets)
     except (ConfigError, ValueError) as error:
         raise MalformedMessage(DropReason.MALFORMED) from error
     if not is_canonical:
