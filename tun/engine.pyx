@@ -40,7 +40,7 @@ cdef enum:
     HEADER = 16                 # type(4) receiver(4) counter(8)
     TAG = 16
     RELAY_HEADER = 12
-    STAGED_LIMIT = 32           # packets that wait for a peer's first keypair
+    STAGED_LIMIT = 512          # packets that wait for a peer's keypair: a hundred calls for 100 ms
     STAGED_BYTES = 8388608      # of all peers together
     SLOW_BYTES = 2048           # longest datagram for Python: disco, STUN and handshakes are shorter
     SLOW_RATE = 4096            # datagrams a second for Python; a handshake costs it about half a millisecond
@@ -659,10 +659,10 @@ cdef class Engine:
             peer.current = keypair
             peer.is_flush_wanted = True
         else:
+            # The kernel driver drops `previous` here. When both ends start at once that is what the peer still
+            # sends with, so it stays until the new keypair is used.
             retire_keypair(peer, peer.next)
             peer.next = keypair
-            retire_keypair(peer, peer.previous)
-            peer.previous = NULL
         peer.handshake_event_at = -1e9
         free_retired(self, peer)
 
@@ -958,18 +958,18 @@ cdef class Engine:
         pthread_rwlock_unlock(&self.lock)
 
     cdef void flush(self, Peer *peer) noexcept nogil:
-        cdef int count = 0
+        cdef int count
         cdef uint8_t *buffer
         cdef double now = monotonic()
-        if peer.primary is NULL or not is_usable_keypair(peer.current, now):
-            return
-        while peer.staged_first is not NULL and count < BATCH:
-            buffer = self.tx_buffers + count * SLOT
-            memcpy(buffer + HEADER, peer.staged_first.data, peer.staged_first.size)
-            if self.seal_packet(peer, buffer, peer.staged_first.size, now, &self.slots[count], count):
-                count += 1
-            self.unstage_first(peer)
-        self.send_batch(count)
+        while peer.staged_first is not NULL and peer.primary is not NULL and is_usable_keypair(peer.current, now):
+            count = 0
+            while peer.staged_first is not NULL and count < BATCH:
+                buffer = self.tx_buffers + count * SLOT
+                memcpy(buffer + HEADER, peer.staged_first.data, peer.staged_first.size)
+                if self.seal_packet(peer, buffer, peer.staged_first.size, now, &self.slots[count], count):
+                    count += 1
+                self.unstage_first(peer)
+            self.send_batch(count)
 
     cdef void send_empty(self, Peer *peer) noexcept nogil:
         cdef double now = monotonic()

@@ -31,7 +31,7 @@ from .transport import RELAY_HEADER, RELAY_WORD, Address, Path, RelayHop, Transm
 _HEADER = 16
 _TAG = 16
 _WORD_TRANSPORT = 4
-STAGED_LIMIT = 32
+STAGED_LIMIT = 512
 HANDSHAKE_EVENT_INTERVAL = 1.0
 PATH_EVENT_INTERVAL = 0.1
 
@@ -202,9 +202,9 @@ class DataPlane:
         self._by_index[local_index] = (entry, keypair)
         entry.handshake_event_at = float("-inf")
         if not is_initiator:
+            # `previous` stays: when both ends start at once, it is what the peer still sends with.
             self._retire(entry, entry.next)
-            self._retire(entry, entry.previous)
-            entry.next, entry.previous = keypair, None
+            entry.next = keypair
             return
         if entry.next is not None:
             self._retire(entry, entry.previous)
