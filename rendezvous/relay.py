@@ -30,6 +30,7 @@ class _Seat:
     """One id."""
 
     uid: bytes
+    identity: bytes
     key: bytes
     counter: int = -1
     socket: int = -1
@@ -63,11 +64,11 @@ class Relay:
     def __len__(self) -> int:
         return len(self._seats)
 
-    def grant(self, uid: bytes) -> RelayGrant:
+    def grant(self, uid: bytes, identity: bytes) -> RelayGrant:
         """A new id for a member of a network."""
         while (number := int.from_bytes(self._entropy(4), "little")) in self._seats or number == 0:
             pass
-        self._seats[number] = _Seat(uid, self._entropy(32))
+        self._seats[number] = _Seat(uid, identity, self._entropy(32))
         return RelayGrant(number, self._seats[number].key)
 
     def release(self, number: int, *, now: float) -> None:
@@ -75,9 +76,12 @@ class Relay:
         if (seat := self._seats.get(number)) is not None:
             seat.released_at = now
 
-    def evict(self, number: int) -> None:
-        """Nothing is relayed for this id from now on."""
-        self._seats.pop(number, None)
+    def evict(self, uid: bytes, identity: bytes) -> None:
+        """Nothing is relayed for this member from now on, not even for a connection that is gone already."""
+        for number, seat in list(self._seats.items()):
+            if seat.uid == uid and seat.identity == identity:
+                del self._seats[number]
+                self._traffic_limit.forget(number)
 
     def handle_timeout(self, *, now: float) -> None:
         """Forget ids whose connection and binding are both gone; call now and then."""

@@ -280,6 +280,10 @@ class Server:
                 self._guesses.take(connection.source, now=time.monotonic())
             uid = uid_of(stored.document) if stored is not None else b""
             async with self._locks.setdefault(uid, asyncio.Lock()):
+                # Loaded again: while the lock was waited for, the sender may have been evicted.
+                stored = await self._load(connection, request)
+                if stored is not None and uid_of(stored.document) != uid:
+                    continue  # founded, or its locator moved, in between
                 outcome = apply(stored.document if stored else None, request, identity, wall=int(time.time()))
                 try:
                     if outcome.document is not None:
@@ -344,9 +348,8 @@ class Server:
                 if other is not connection:
                     other.send(message)
         for identity_out, goodbye in outcome.goodbye.items():
+            self.relay.evict(connection.uid, identity_out)
             if (leaver := others.get(identity_out)) is not None:
-                if leaver.grant is not None:
-                    self.relay.evict(leaver.grant.id)
                 leaver.send(goodbye)
                 leaver.close()
 
@@ -358,7 +361,7 @@ class Server:
         if (older := members.pop(identity, None)) is not None:
             older.send(Goodbye(code="replaced", message="the member connected again from elsewhere"))
             older.close()
-        connection.uid, connection.identity, connection.grant = uid, identity, self.relay.grant(uid)
+        connection.uid, connection.identity, connection.grant = uid, identity, self.relay.grant(uid, identity)
         online = [PresenceEntry(other, _relay_id(entry)) for other, entry in members.items()]
         connection.send(
             Attached(
@@ -387,7 +390,8 @@ class Server:
         self._publish(connection.uid, Presence(entry=PresenceEntry(connection.identity, 0)))
         if not members:
             del self._online[connection.uid]
-            self._locks.pop(connection.uid, None)
+            if (lock := self._locks.get(connection.uid)) is not None and not lock.locked():
+                del self._locks[connection.uid]
 
     def _publish(self, uid: bytes, message: control.Response) -> None:
         for connection in self._online.get(uid, {}).values():
