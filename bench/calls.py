@@ -55,7 +55,7 @@ def send(host: str, port: int, calls: int, seconds: float) -> int:
     for number in range(total):
         wait = started + number * interval - time.monotonic()
         if wait > 0:
-            time.sleep(wait)
+            time.sleep(wait)  # the pace of the calls
         sequence, call = divmod(number, calls)
         sock.send(_HEAD.pack(call, sequence, time.time_ns()) + padding)
     return total

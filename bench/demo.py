@@ -56,8 +56,6 @@ class Demo:
 
     def _calls(self, mesh: Mesh, addresses: dict[int, str]) -> None:
         self.say(f"100 calls, 50 packets a second and direction, 200 bytes each, for {SECONDS} s")
-        for first, second, _ in PAIRS:
-            mesh.reaches(first, addresses[second])
         running = [
             call
             for number, (first, second, calls) in enumerate(PAIRS)

@@ -96,7 +96,7 @@ class Network:
         self.runner = runner
         try:
             await runner.start(self._last_known(), enrolled)
-        except Exception:
+        except BaseException:  # cancelled too: half a network must not stay behind
             self.runner = None
             await runner.stop(keep_device=False)
             raise

@@ -162,11 +162,12 @@ class Networks:
         try:
             self._directory.save(state)
             network = Network(state, self._directory, self._publish)
+            # From here on the server has us as a member: if the interface fails, `up` can be tried again.
+            self.by_uid[state.uid] = network
             await network.up(enrolled)
-        except Exception:
+        except BaseException:  # cancelled too: nobody else would close the connection
             await enrolled.link.close()
             raise
-        self.by_uid[state.uid] = network
         return network
 
     async def _try_up(self, network: Network) -> None:
