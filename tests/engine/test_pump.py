@@ -1,4 +1,4 @@
-"""The engine and its readable twin: one test class, run against both. Two planes, A and B, joined as each kind needs."""
+"""The engine and its readable twin: one test class, run against both. Two planes, A and B, joined as each needs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ WAIT = 5.0
 class Side(Protocol):
     """One plane with its TUN."""
 
-    plane: Plane
+    @property
+    def plane(self) -> Plane: ...
 
     def push(self, packet: bytes) -> None: ...
 

@@ -73,7 +73,7 @@ class Signalling:
         """A node's control connection is open: a grant for it, and everybody hears of everybody."""
         if (old := self._grants.pop(node.name, None)) is not None:
             self._relay.relay.release(old.id, now=self.network.now)
-        grant = self._grants[node.name] = self._relay.relay.grant(UID)
+        grant = self._grants[node.name] = self._relay.relay.grant(UID, node.name.encode())
         self.members[node.name] = node
         self._deliver(node.name, lambda: node.handle_attached(self.servers, grant, now=self.network.now))
         for name, other in self.members.items():
