@@ -12,9 +12,10 @@ setup: $(STAMP)  ## make .venv with meshvpn, meshvpnd, meshvpn-rendezvous and th
 $(STAMP): $(SOURCES) .ci/packages .ci/python
 	.ci/packages
 	test -x $(VENV)/bin/python || $$(.ci/python) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --upgrade pip setuptools
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	touch $@
+	@echo "installing meshvpn and its dependencies, building the engine (about a minute)"
+	@$(VENV)/bin/pip install -qq --disable-pip-version-check --upgrade pip setuptools
+	@$(VENV)/bin/pip install -qq --disable-pip-version-check --editable '.[dev]'
+	@touch $@
 
 check: setup  ## formatting, lints, types, layering, spelling
 	$(VENV)/bin/ruff format --check .
