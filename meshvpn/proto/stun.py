@@ -26,6 +26,8 @@ _FINGERPRINT_XOR = 0x5354554E  # RFC 8489 §14.7
 MAX_ATTRIBUTES = 16
 PADDED_SOFTWARE_BYTES = 20
 """Makes a plain request 52 bytes, as long as the answer with an IPv6 address."""
+PADDED_BINDING_BYTES = 4
+"""Makes a relay binding at least 88 bytes, as long as its authenticated answer with an IPv6 address."""
 
 
 class MessageType(IntEnum):
@@ -133,12 +135,13 @@ def parse(data: bytes) -> Message:
 def binding_request(transaction_id: bytes, *, username: str | None = None, key: bytes | None = None) -> bytes:
     """A Binding request; with `key` it carries MESSAGE-INTEGRITY-SHA256.
 
-    One without a user name is padded to the longest plain answer, so that a server need not send more than it got.
+    It is padded to the longest answer, so that a server need not send more than it got.
     """
     if username is None:
         body = _attribute(AttributeType.SOFTWARE, b"meshvpn".ljust(PADDED_SOFTWARE_BYTES))
     else:
         body = _attribute(AttributeType.USERNAME, username.encode())
+        body += _attribute(AttributeType.SOFTWARE, b"mesh".ljust(PADDED_BINDING_BYTES))
     return _finish(MessageType.REQUEST, transaction_id, body, key)
 
 

@@ -137,6 +137,11 @@ def test_a_stranger_gets_no_more_bytes_back_than_he_sent() -> None:
     assert len(stun.binding_success(TRANSACTION, Address("2001:db8::1", 1))) <= plain
 
 
+def test_neither_does_a_member_that_binds_its_address_to_the_relay() -> None:
+    asked = len(stun.binding_request(TRANSACTION, username="00000001:1", key=KEY))
+    assert len(stun.binding_success(TRANSACTION, Address("2001:db8::1", 1), key=KEY)) <= asked
+
+
 @pytest.mark.parametrize("data", [SAMPLE_REQUEST, SAMPLE_IPV4_RESPONSE, SAMPLE_IPV6_RESPONSE, SAMPLE_LONG_TERM_REQUEST])
 def test_every_truncation_is_rejected(data: bytes) -> None:
     for size in range(len(data)):
@@ -185,9 +190,9 @@ def test_integrity_and_fingerprint_of_a_wrong_length_are_rejected(kind: Attribut
 
 
 def test_what_follows_the_integrity_attribute_is_ignored() -> None:
-    data = with_attribute(stun.binding_request(TRANSACTION, username="00000001:1", key=KEY)[:-8], 0x8022, b"abcd")
+    data = with_attribute(stun.binding_request(TRANSACTION, username="00000001:1", key=KEY)[:-8], 0x0001, b"abcd")
     message = stun.parse(data)
-    assert AttributeType.SOFTWARE not in message.attributes
+    assert AttributeType.MAPPED_ADDRESS not in message.attributes
     assert message.is_authentic(KEY)
 
 
