@@ -20,15 +20,27 @@ LIFETIME = datetime.timedelta(days=3650)
 
 
 def ensure_certificate(directory: Path) -> tuple[Path, Path]:
-    """Paths of certificate and key in the data directory, made if they are not there."""
-    certificate, key = directory / "server.crt", directory / "server.key"
-    if not key.exists() or not certificate.exists():
-        private_key = ec.generate_private_key(ec.SECP256R1())
-        pem = private_key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        _write(key, pem, 0o600)
-        _write(certificate, _self_signed(private_key).public_bytes(serialization.Encoding.PEM), 0o644)
+    """Paths of certificate and key in the data directory, made at the first start. Raises ConfigError.
+
+    If one of the two is lost, nothing is made: another certificate would lock out all members, who pinned that one.
+    """
+    certificate, key, pending = (directory / name for name in ("server.crt", "server.key", "server.crt.pending"))
+    try:
+        if not certificate.exists() and not key.exists():
+            private_key = ec.generate_private_key(ec.SECP256R1())
+            _write(pending, _self_signed(private_key).public_bytes(serialization.Encoding.PEM), 0o644)
+            _write(key, _pem(private_key), 0o600)
+        if pending.exists() and not certificate.exists():
+            # Also when a first start was cut short after it had written the key.
+            pending.rename(certificate)
+            _sync(directory)
+    except OSError as error:
+        problem = f"the certificate cannot be stored ({(error.strerror or str(error)).lower()})"
+        raise ConfigError(str(directory), problem, "make room or give the rights to it") from error
+    for path in (certificate, key):
+        if not path.exists():
+            remedy = f"restore it from a backup, or remove {'server.key' if path == certificate else 'server.crt'} too"
+            raise ConfigError(str(path), "it is missing", f"{remedy}: then all members have to pin a new certificate")
     return certificate, key
 
 
@@ -46,11 +58,20 @@ def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        context.load_cert_chain(certificate, key)
-    except (OSError, ssl.SSLError) as error:
+        # Without a password given, OpenSSL would ask on the terminal for the one of an encrypted key.
+        context.load_cert_chain(certificate, key, password="")
+    except (OSError, ValueError) as error:
         problem = f"it does not load with {key} ({error})"
-        raise ConfigError(str(certificate), problem, "give a PEM certificate and its key") from error
+        raise ConfigError(
+            str(certificate), problem, "give a PEM certificate and its key, without a password"
+        ) from error
     return context
+
+
+def _pem(private_key: ec.EllipticCurvePrivateKey) -> bytes:
+    return private_key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
 
 
 def _self_signed(private_key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
@@ -78,3 +99,12 @@ def _write(path: Path, data: bytes, mode: int) -> None:
         file.flush()
         os.fsync(descriptor)
     temporary.rename(path)
+    _sync(path.parent)
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
