@@ -6,11 +6,15 @@ import asyncio
 import fcntl
 import logging
 import os
+import resource
 import signal
 import socket
+import ssl
 import sys
+from dataclasses import dataclass, replace
+from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 import uvloop
@@ -21,13 +25,18 @@ from meshvpn.proto.errors import ConfigError, MeshError
 from . import tls
 from .limits import Limits
 from .server import Server
-from .store import SqliteStore
+from .sources import Network
+from .sqlite_store import SqliteStore
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 log = logging.getLogger("rendezvous")
 
 DEFAULT_PORT = 7770
 DEFAULT_DATA = Path("/var/lib/meshvpn-rendezvous")
+REFUSED, USAGE = 1, 2
+"""Exit statuses."""
+SPARE_FILES = 256
+"""File descriptors for sockets, storage, and connections that are no control connections (yet)."""
 
 
 @app.command()
@@ -38,15 +47,22 @@ def serve(
     tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate chain instead of a self-signed one")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM key of --tls-cert")] = None,
     no_tls: Annotated[bool, typer.Option("--no-tls", help="plain HTTP, for a reverse proxy or a test")] = False,
+    trusted_proxy: Annotated[
+        list[str] | None,
+        typer.Option(help="address or network of a proxy whose X-Forwarded-For counts, may be repeated"),
+    ] = None,
     log_level: Annotated[str, typer.Option(help="DEBUG, INFO, WARNING or ERROR")] = "INFO",
 ) -> None:
     """Serve until SIGTERM or SIGINT."""
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
-        uvloop.run(_serve(listen or [f"0.0.0.0:{DEFAULT_PORT}"], port2, data, tls_cert, tls_key, no_tls))
+        options = _check(listen or [f"0.0.0.0:{DEFAULT_PORT}"], port2, data, tls_cert, tls_key, no_tls, trusted_proxy)
+        _start_logging(log_level)
+    except ConfigError as error:
+        _fail(error, USAGE)
+    try:
+        uvloop.run(_serve(options))
     except (MeshError, OSError) as error:
-        print(f"meshvpn-rendezvous: {error}", file=sys.stderr)
-        raise typer.Exit(1) from error
+        _fail(error, REFUSED)
 
 
 @app.command()
@@ -55,8 +71,7 @@ def pin(data: Annotated[Path, typer.Option(help="the server's data directory")] 
     try:
         print(tls.pin_of(data / "server.crt"))
     except ConfigError as error:
-        print(f"meshvpn-rendezvous: {error}", file=sys.stderr)
-        raise typer.Exit(1) from error
+        _fail(error, REFUSED)
 
 
 @app.command()
@@ -70,34 +85,96 @@ def main() -> None:
     app()
 
 
-async def _serve(
-    listen: list[str], port2: int, data: Path, certificate: Path | None, key: Path | None, no_tls: bool
-) -> None:
-    if (certificate is None) != (key is None):
-        raise ConfigError("--tls-cert and --tls-key", "only one of them was given", "give both or none")
-    lock = _lock(data)
-    context = None
-    if not no_tls:
-        if certificate is None or key is None:
-            certificate, key = tls.ensure_certificate(data)
-        context = tls.server_context(certificate, key)
-    hosts = [_parse(text) for text in listen]
-    port, second = hosts[0][1], port2 or hosts[0][1] + 1
-    tcp = [_bind(host, number, socket.SOCK_STREAM) for host, number in hosts]
-    udp = [_bind(host, number, socket.SOCK_DGRAM) for host, _ in hosts for number in (port, second)]
-    store = await SqliteStore.open(data / "networks.sqlite3")
-    server = Server(store, Limits(), udp_port=port, udp_port2=second)
-    await server.start(tcp, udp, context)
-    shown = tls.pin_of(certificate) if certificate is not None and not no_tls else "none (no TLS)"
-    log.info("ready listen=%s udp=%d,%d pin=%s", ",".join(listen), port, second, shown)
-    notify("READY=1")
+async def _serve(options: Options) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    limits = _limits()
+    lock = _lock(options.data)
+    context, shown = _tls(options)
+    tcp = [_bind(host, port, socket.SOCK_STREAM) for host, port in options.listen]
+    hosts = dict.fromkeys(host for host, _ in options.listen)
+    udp = [_bind(host, port, socket.SOCK_DGRAM) for host in hosts for port in options.udp_ports]
+    store = await SqliteStore.open(options.data / "networks.sqlite3")
+    server = Server(store, limits, udp=udp, udp_ports=options.udp_ports, trusted_proxies=options.trusted_proxies)
+    await server.start(tcp, context)
+    log.info(
+        "ready listen=%s udp=%d,%d connections=%d pin=%s",
+        ",".join(f"{host}:{port}" for host, port in options.listen),
+        *options.udp_ports,
+        limits.connections,
+        shown,
+    )
+    notify("READY=1")
     await stopping.wait()
     notify("STOPPING=1")
     await server.stop()
     os.close(lock)
+
+
+def _fail(error: Exception, status: int) -> NoReturn:
+    print(f"meshvpn-rendezvous: {error}", file=sys.stderr)
+    raise typer.Exit(status) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line says, checked."""
+
+    listen: list[tuple[str, int]]
+    udp_ports: tuple[int, int]
+    data: Path
+    certificate: tuple[Path, Path] | None
+    """With its key, when one was given."""
+    no_tls: bool
+    trusted_proxies: list[Network]
+
+
+def _check(
+    listen: list[str],
+    port2: int,
+    data: Path,
+    certificate: Path | None,
+    key: Path | None,
+    no_tls: bool,
+    trusted_proxies: list[str] | None,
+) -> Options:
+    if (certificate is None) != (key is None):
+        raise ConfigError("--tls-cert and --tls-key", "only one of them was given", "give both or none")
+    given = None if certificate is None or key is None else (certificate, key)
+    if no_tls and given is not None:
+        raise ConfigError("--no-tls", "a certificate was given too", "leave one of them away")
+    addresses = [_parse(text) for text in listen]
+    port = addresses[0][1]
+    second = port2 or port + 1
+    if not 0 < second < 65536 or second == port:
+        raise ConfigError(f"--port2 {second}", "it is not a second port", "give a number from 1 to 65535")
+    proxies = [_parse_network(text) for text in trusted_proxies or []]
+    return Options(addresses, (port, second), data, given, no_tls, proxies)
+
+
+def _start_logging(level: str) -> None:
+    if level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        raise ConfigError(f"--log-level {level}", "there is no such level", "use DEBUG, INFO, WARNING or ERROR")
+    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+
+
+def _tls(options: Options) -> tuple[ssl.SSLContext | None, str]:
+    """The context, and the pin as it is shown."""
+    if options.no_tls:
+        return None, "none (no TLS)"
+    certificate, key = options.certificate or tls.ensure_certificate(options.data)
+    return tls.server_context(certificate, key), tls.pin_of(certificate)
+
+
+def _limits() -> Limits:
+    """The limits, with as many connections as there may be file descriptors: most systems give a program 1,024."""
+    wanted = Limits().connections + SPARE_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    possible = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < possible:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
+    return replace(Limits(), connections=max(1, possible - SPARE_FILES))
 
 
 def notify(state: str) -> None:
@@ -110,8 +187,12 @@ def notify(state: str) -> None:
 
 def _lock(data: Path) -> int:
     """Make the data directory ours alone."""
-    data.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        problem = f"it cannot be written ({(error.strerror or str(error)).lower()})"
+        raise ConfigError(f"--data {data}", problem, "give another directory, or the rights to this one") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -125,6 +206,14 @@ def _parse(text: str) -> tuple[str, int]:
     if not separator or not port.isdigit() or not 0 < int(port) < 65536:
         raise ConfigError(f"--listen {text}", "it is not HOST:PORT", "write for example 0.0.0.0:7770 or [::]:7770")
     return host.strip("[]"), int(port)
+
+
+def _parse_network(text: str) -> Network:
+    try:
+        return ip_network(text)
+    except ValueError as error:
+        problem, remedy = f"it is no address or network ({error})", "write for example 127.0.0.1 or 10.0.0.0/8"
+        raise ConfigError(f"--trusted-proxy {text}", problem, remedy) from error
 
 
 def _bind(host: str, port: int, kind: socket.SocketKind) -> socket.socket:

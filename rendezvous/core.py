@@ -1,13 +1,13 @@
 """What the rendezvous decides, pure: one network's stored document and one request give a new document and an answer.
 
-The shell loads the document, calls `apply`, stores the new one by compare-and-swap, and only then answers and
+The service loads the document, calls `apply`, stores the new one by compare-and-swap, and only then answers and
 publishes; if somebody else stored meanwhile, it starts over. So the same code serves one node and many.
-The document holds no secrets: public charter, sealed records, addresses.
+The document holds no keys: public charter, sealed records, addresses.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import IPv4Network
 
 import msgspec
@@ -32,7 +32,7 @@ from meshvpn.proto.control import (
 )
 from meshvpn.proto.drops import DropReason
 from meshvpn.proto.errors import MalformedMessage
-from meshvpn.proto.keys import network_uid, verify_detached
+from meshvpn.proto.keys import is_identity, network_uid, verify_detached
 from meshvpn.proto.record import check_envelope, check_leave
 from meshvpn.proto.signed import DOMAIN_SESSION, Signed
 
@@ -41,6 +41,11 @@ ADDRESS_QUARANTINE = 24 * 3600
 UNFINISHED_LIFETIME = 3600
 """Seconds after which a join that never published a record is forgotten."""
 MAX_FORMER = 4096
+
+Opening = Create | Join | Attach
+"""What a connection starts with."""
+Answered = Opening | PutRecord | PutCharter | PutLeave
+"""The requests that are decided here and answered; the others are passed on."""
 
 
 class StoredEntry(msgspec.Struct, array_like=True):
@@ -63,52 +68,67 @@ class NetworkDoc(msgspec.Struct, array_like=True):
     """Addresses of those who left, and when (Unix seconds)."""
 
 
-@dataclass(slots=True)
+class Notice(msgspec.Struct, frozen=True, array_like=True):
+    """What a network is told when its document changed. Plain data: it may cross from one node to another."""
+
+    messages: list[control.Response]
+    """For every connection of the network but the sender's."""
+    goodbyes: dict[bytes, Goodbye] = {}
+    """Last words for the connections of these identities, after the messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """The sender is in: its address, and the network that it is shown."""
+
+    address: str
+    charter: Signed
+    members: list[MemberEntry]
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
-    """What follows from a request. `document` None: nothing to store."""
+    """What follows from a request."""
 
-    reply: control.Response | None
+    reply: Done | Refused | Admission
+    evidence: Signed | None = None
+    """A charter that proves the refusal: the sender gets it first."""
     document: NetworkDoc | None = None
-    publish: list[control.Response] = field(default_factory=list)
-    """For every other connection of the network."""
-    goodbye: dict[bytes, Goodbye] = field(default_factory=dict)
-    """Last words for the connections of these identities, after what is published."""
-    address: str | None = None
-    """Set when the request let its sender in."""
+    """To be stored before anybody hears of it; None if nothing changed."""
+    notice: Notice | None = None
 
 
-def uid_of(document: NetworkDoc) -> bytes:
-    """The network's uid."""
-    return network_uid(decode_charter(document.charter).owner)
+def uid_of(charter: Signed) -> bytes:
+    """The uid of the charter's network. Raises MalformedMessage."""
+    return network_uid(decode_charter(charter).owner)
 
 
 def locator_of(document: NetworkDoc) -> bytes | None:
-    """What a joiner asks for; None while the password is retired, or after deletion."""
-    return decode_charter(document.charter).locator
+    """What a joiner asks for; None while the password is retired, and after deletion."""
+    charter = decode_charter(document.charter)
+    return None if charter.is_deleted else charter.locator
 
 
-def entries(document: NetworkDoc) -> list[MemberEntry]:
-    """The members as clients get them."""
-    return [MemberEntry(entry.identity, entry.address, entry.envelope, entry.approval) for entry in document.members]
-
-
-def is_proof_valid(request: Create | Join | Attach, nonce: bytes) -> bool:
+def is_proof_valid(request: Opening, nonce: bytes) -> bool:
     """True if the sender holds the identity's private key and speaks to this connection."""
     match request:
         case Create(charter=charter):
             try:
-                subject = network_uid(decode_charter(charter).owner)
+                subject = uid_of(charter)
             except MalformedMessage:
                 return False
         case Join(locator=locator):
             subject = locator
         case Attach(uid=uid):
             subject = uid
-    return verify_detached(request.identity, request.proof, DOMAIN_SESSION + nonce + subject)
+    is_proven = verify_detached(request.identity, request.proof, DOMAIN_SESSION + nonce + subject)
+    return is_proven and is_identity(request.identity)
 
 
-def apply(document: NetworkDoc | None, request: control.Request, identity: bytes, *, wall: int) -> Outcome:
+def apply(document: NetworkDoc | None, request: Answered, identity: bytes, *, wall: int) -> Outcome:
     """Decide a request of a connection that has proven `identity`. Never raises on what was sent."""
+    if document is not None:
+        document = _without_unfinished(document, wall)
     try:
         match request:
             case Create():
@@ -122,13 +142,18 @@ def apply(document: NetworkDoc | None, request: control.Request, identity: bytes
             case PutRecord():
                 return _put_record(document, request, identity)
             case PutCharter():
-                return _put_charter(document, request, identity)
+                return _put_charter(document, request, identity, wall)
             case PutLeave():
                 return _put_leave(document, request, identity, wall)
-            case _:
-                return _refuse(request, RefusalCode.BAD_REQUEST, "no such request")
     except MalformedMessage as error:
         return _refuse(request, _CODES.get(error.reason, RefusalCode.BAD_REQUEST), f"refused: {error}")
+
+
+def refuse_locator(request: Answered) -> Outcome:
+    """The answer when the document cannot be stored because another network has its locator."""
+    return _refuse(
+        request, RefusalCode.NETWORK_EXISTS, "a network with that name and password exists already on this server"
+    )
 
 
 _CODES = {
@@ -142,11 +167,12 @@ _CODES = {
 def _create(document: NetworkDoc | None, request: Create, wall: int) -> Outcome:
     charter = check_charter(request.charter, None)
     if document is not None:
-        if document.charter == request.charter and document.founder == request.identity:
-            return _welcome(document, request.identity)  # the answer was lost, or the founder died before reading it
-        return _refuse(
-            request, RefusalCode.NETWORK_EXISTS, "a network with that name and password exists already on this server"
-        )
+        if document.charter != request.charter or document.founder != request.identity:
+            return refuse_locator(request)
+        # The answer was lost, or the founder died before reading it.
+        if _find(document, request.identity) is not None:
+            return _welcome(document, request.identity)
+        return _admit(document, charter, request.identity, request, wall)
     if charter.version != 1 or charter.evicted or charter.is_deleted or request.charter.signer != charter.owner:
         return _refuse(request, RefusalCode.BAD_REQUEST, "a new network starts with version 1 of its charter")
     created = NetworkDoc(request.charter, request.identity, [], [])
@@ -157,8 +183,11 @@ def _join(document: NetworkDoc | None, request: Join, wall: int) -> Outcome:
     if document is None:
         return _refuse(request, RefusalCode.UNKNOWN_NETWORK, "no network with that name and password")
     charter = decode_charter(document.charter)
+    if locator_of(document) != request.locator:
+        # The password was changed while the request waited.
+        return _refuse(request, RefusalCode.UNKNOWN_NETWORK, "no network with that name and password")
     if is_banned(charter, request.identity):
-        return _refuse(request, RefusalCode.EVICTED, "this host was evicted from the network")
+        return _refuse(request, RefusalCode.EVICTED, _PARTING[RefusalCode.EVICTED])
     if _find(document, request.identity) is not None:
         return _welcome(document, request.identity)
     if charter.access == "locked":
@@ -170,36 +199,35 @@ def _attach(document: NetworkDoc | None, request: Attach) -> Outcome:
     if document is None:
         return _refuse(request, RefusalCode.UNKNOWN_NETWORK, "this server does not know the network")
     charter = decode_charter(document.charter)
-    # The newest charter goes first: the member sees for itself that it is out.
-    evidence: list[control.Response] = [CharterChanged(charter=document.charter, members=[])]
+    # The member sees by the charter for itself that it is out.
     if charter.is_deleted:
-        refusal = _refuse(request, RefusalCode.DELETED, "the network was deleted by its owner")
-        return Outcome(refusal.reply, publish=evidence)
+        return _refuse(request, RefusalCode.DELETED, _PARTING[RefusalCode.DELETED], evidence=document.charter)
     if is_banned(charter, request.identity):
-        refusal = _refuse(request, RefusalCode.EVICTED, "this host was evicted from the network")
-        return Outcome(refusal.reply, publish=evidence)
+        return _refuse(request, RefusalCode.EVICTED, _PARTING[RefusalCode.EVICTED], evidence=document.charter)
     if _find(document, request.identity) is None:
         return _refuse(request, RefusalCode.NOT_A_MEMBER, "this host is not a member of the network; join it again")
     return _welcome(document, request.identity)
 
 
 def _admit(document: NetworkDoc, charter: Charter, identity: bytes, request: Create | Join, wall: int) -> Outcome:
+    if len(document.members) >= control.MAX_MEMBERS:
+        return _refuse(request, RefusalCode.NETWORK_FULL, f"the network has {control.MAX_MEMBERS} members already")
+    former = [(address, left_at) for address, left_at in document.former if wall - left_at < ADDRESS_QUARANTINE]
+    address = _free_address(charter, document.members, former)
+    if address is None:
+        return _refuse(request, RefusalCode.POOL_EXHAUSTED, f"all addresses of {charter.pool} are taken")
+    members = [*document.members, StoredEntry(identity, address, wall)]
+    updated = NetworkDoc(document.charter, document.founder, members, former)
+    return Outcome(_welcome(updated, identity).reply, document=updated)
+
+
+def _without_unfinished(document: NetworkDoc, wall: int) -> NetworkDoc:
     members = [
         entry
         for entry in document.members
         if entry.envelope is not None or wall - entry.joined_at < UNFINISHED_LIFETIME
     ]
-    if len(members) >= control.MAX_MEMBERS:
-        return _refuse(request, RefusalCode.NETWORK_FULL, f"the network has {control.MAX_MEMBERS} members already")
-    former = [(address, left_at) for address, left_at in document.former if wall - left_at < ADDRESS_QUARANTINE]
-    address = _free_address(charter, members, former)
-    if address is None:
-        return _refuse(request, RefusalCode.POOL_EXHAUSTED, f"all addresses of {charter.pool} are taken")
-    members.append(StoredEntry(identity, address, wall))
-    updated = NetworkDoc(document.charter, document.founder, members, former)
-    outcome = _welcome(updated, identity)
-    outcome.document = updated
-    return outcome
+    return document if len(members) == len(document.members) else _replace(document, members)
 
 
 def _free_address(charter: Charter, members: list[StoredEntry], former: list[tuple[str, int]]) -> str | None:
@@ -217,7 +245,11 @@ def _free_address(charter: Charter, members: list[StoredEntry], former: list[tup
 def _welcome(document: NetworkDoc, identity: bytes) -> Outcome:
     entry = _find(document, identity)
     assert entry is not None, "whoever is welcomed is a member"
-    return Outcome(None, address=entry.address)
+    return Outcome(Admission(entry.address, document.charter, [_shown(member) for member in document.members]))
+
+
+def _shown(entry: StoredEntry) -> MemberEntry:
+    return MemberEntry(entry.identity, entry.address, entry.envelope, entry.approval)
 
 
 def _put_record(document: NetworkDoc, request: PutRecord, identity: bytes) -> Outcome:
@@ -230,16 +262,17 @@ def _put_record(document: NetworkDoc, request: PutRecord, identity: bytes) -> Ou
         return _refuse(request, RefusalCode.STALE_CHARTER, "the record is sealed under an old epoch key")
     changed = msgspec.structs.replace(entry, envelope=request.envelope)
     updated = _replace(document, [changed if other is entry else other for other in document.members])
-    news = MemberEntry(changed.identity, changed.address, changed.envelope, changed.approval)
-    return Outcome(Done(rid=request.rid), updated, [MemberChanged(entry=news)])
+    notice = Notice([MemberChanged(entry=_shown(changed))])
+    return Outcome(Done(rid=request.rid), document=updated, notice=notice)
 
 
-def _put_charter(document: NetworkDoc, request: PutCharter, identity: bytes) -> Outcome:
+def _put_charter(document: NetworkDoc, request: PutCharter, identity: bytes, wall: int) -> Outcome:
     charter = check_charter(request.charter, document.charter)
+    members = {entry.identity: entry for entry in document.members}
     sealed: dict[bytes, Signed] = {}
     for signed in request.envelopes[: control.MAX_MEMBERS]:
         envelope = check_envelope(signed, charter)
-        stored = _find(document, envelope.identity)
+        stored = members.get(envelope.identity)
         if envelope.epoch == charter.epoch and stored is not None and stored.address == envelope.address:
             sealed[envelope.identity] = signed
     staying, leaving = [], []
@@ -248,34 +281,39 @@ def _put_charter(document: NetworkDoc, request: PutCharter, identity: bytes) -> 
             leaving.append(entry)
         else:
             staying.append(msgspec.structs.replace(entry, envelope=sealed.get(entry.identity, entry.envelope)))
-    former = [*document.former, *((entry.address, charter.issued_at) for entry in leaving)][-MAX_FORMER:]
+    former = [*document.former, *((entry.address, wall) for entry in leaving)][-MAX_FORMER:]
     updated = NetworkDoc(request.charter, document.founder, staying, former)
-    goodbye = {entry.identity: _goodbye(RefusalCode.EVICTED) for entry in leaving}
+    # Everybody who is banned, member or not: a connection may have outlived its membership.
+    banned = [other for other in charter.evicted if is_banned(charter, other)]
+    goodbyes = {other: _goodbye(RefusalCode.EVICTED) for other in banned}
     if charter.is_deleted:
-        goodbye = {
+        goodbyes = {
             entry.identity: _goodbye(RefusalCode.DELETED) for entry in document.members if entry.identity != identity
         }
-    news = CharterChanged(charter=request.charter, members=entries(updated))
-    return Outcome(Done(rid=request.rid), updated, [news], goodbye)
+    news = CharterChanged(charter=request.charter, members=[_shown(entry) for entry in staying])
+    return Outcome(Done(rid=request.rid), document=updated, notice=Notice([news], goodbyes))
 
 
 def _put_leave(document: NetworkDoc, request: PutLeave, identity: bytes, wall: int) -> Outcome:
-    leave = check_leave(request.leave, uid_of(document))
+    leave = check_leave(request.leave, uid_of(document.charter))
     entry = _find(document, identity)
     if entry is None or leave.identity != identity:
         return _refuse(request, RefusalCode.NOT_ALLOWED, "only the member itself can leave")
     updated = _replace(document, [other for other in document.members if other is not entry])
     updated.former = [*document.former, (entry.address, wall)][-MAX_FORMER:]
-    goodbye = {identity: Goodbye(code="left", message="you left the network")}
-    return Outcome(Done(rid=request.rid), updated, [MemberLeft(leave=request.leave)], goodbye)
+    goodbyes = {identity: Goodbye(code="left", message="you left the network")}
+    notice = Notice([MemberLeft(leave=request.leave)], goodbyes)
+    return Outcome(Done(rid=request.rid), document=updated, notice=notice)
+
+
+_PARTING = {
+    RefusalCode.EVICTED: "this host was evicted from the network",
+    RefusalCode.DELETED: "the network was deleted by its owner",
+}
 
 
 def _goodbye(code: RefusalCode) -> Goodbye:
-    words = {
-        RefusalCode.EVICTED: "this host was evicted from the network",
-        RefusalCode.DELETED: "the network was deleted by its owner",
-    }
-    return Goodbye(code=code, message=words[code])
+    return Goodbye(code=code, message=_PARTING[code])
 
 
 def _replace(document: NetworkDoc, members: list[StoredEntry]) -> NetworkDoc:
@@ -286,5 +324,5 @@ def _find(document: NetworkDoc, identity: bytes) -> StoredEntry | None:
     return next((entry for entry in document.members if entry.identity == identity), None)
 
 
-def _refuse(request: control.Request, code: RefusalCode, message: str) -> Outcome:
-    return Outcome(Refused(rid=getattr(request, "rid", 0), code=code, message=message))
+def _refuse(request: Answered, code: RefusalCode, message: str, *, evidence: Signed | None = None) -> Outcome:
+    return Outcome(Refused(rid=request.rid, code=code, message=message), evidence=evidence)

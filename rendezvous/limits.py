@@ -1,9 +1,10 @@
-"""How much one source may ask for: token buckets in tables of bounded size. Pure."""
+"""How much one client may ask for: the limits, and token buckets in tables of bounded size. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
+
+from meshvpn.proto.control import MAX_MESSAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,13 +16,23 @@ class Limits:
     connections_per_source: int = 64
     """Control connections of one source address: an office behind one NAT has a handful."""
     opening_timeout: float = 15.0
-    """Seconds from a connection to its Create, Join or Attach."""
+    """Seconds from a connection to its HTTP request, and from that to its Create, Join or Attach."""
+    closing_timeout: float = 5.0
+    """Seconds that a client has to read its last words and to close; then it is cut."""
+    outgoing_messages: int = 512
+    outgoing_bytes: int = 3 * MAX_MESSAGE
+    """What may wait for a slow reader: the whole of a full network twice over. Beyond it the reader is cut."""
     message_rate: float = 20.0
     message_burst: float = 200.0
     """Messages of one connection; a join among a thousand members sends an offer to each, so bursts are long."""
+    byte_rate: float = 256.0 * 1024
+    byte_burst: float = 2.0 * MAX_MESSAGE
+    """Bytes of one connection's messages. Each signature in them costs 0.1 ms, so this bounds what one client costs;
+    two evictions from a full network in a row pass."""
     join_rate: float = 0.2
     join_burst: float = 30.0
-    """Joins of one source address that found no network: guesses. One in five seconds after the first thirty."""
+    """Guesses of one source address: joins that found no network, and passwords set (which tell that one is taken).
+    One in five seconds after the first thirty."""
     create_rate: float = 0.02
     create_burst: float = 20.0
     """Networks created by one source address."""
@@ -34,46 +45,71 @@ class Limits:
 
 
 MAX_TABLE = 65_536
-"""Sources that a table remembers (about 150 bytes each)."""
+"""Sources that a table remembers (about 250 bytes each)."""
 
 
-def source_key(host: str) -> str:
-    """What counts as one source: an IPv4 address, or the /64 of an IPv6 one (a customer has at least that)."""
-    address = ip_address(host.partition("%")[0])
-    if address.version == 6:
-        if address.ipv4_mapped is not None:
-            return str(address.ipv4_mapped)
-        return str(ip_network(f"{address}/64", strict=False))
-    return str(address)
+class Bucket:
+    """Tokens that come at a rate, up to a burst; full at first."""
+
+    __slots__ = ("_at", "_burst", "_rate", "_tokens")
+
+    def __init__(self, rate: float, burst: float, *, now: float) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._tokens = burst
+        self._at = now
+
+    def has(self, amount: float = 1.0, *, now: float) -> bool:
+        """True if there are that many tokens; takes none."""
+        self._tokens = min(self._burst, self._tokens + max(0.0, now - self._at) * self._rate)
+        self._at = max(self._at, now)
+        return self._tokens >= amount
+
+    def take(self, amount: float = 1.0, *, now: float) -> bool:
+        """Take tokens; False, and nothing is taken, if there are not enough."""
+        if not self.has(amount, now=now):
+            return False
+        self._tokens -= amount
+        return True
+
+    def charge(self, amount: float = 1.0, *, now: float) -> None:
+        """Take tokens whether they are there or not; a debt is paid off before there are tokens again."""
+        self.has(amount, now=now)
+        self._tokens -= amount
 
 
 class Buckets:
-    """Token buckets by key. The key that was silent for longest is forgotten first, which gives it a full bucket."""
+    """Buckets by key. The key that was silent for longest is forgotten first, which gives it a full bucket."""
 
     def __init__(self, rate: float, burst: float, *, size: int = MAX_TABLE) -> None:
         self._rate = rate
         self._burst = burst
         self._size = size
-        self._levels: dict[object, tuple[float, float]] = {}
+        self._buckets: dict[object, Bucket] = {}
 
     def __len__(self) -> int:
-        return len(self._levels)
+        return len(self._buckets)
+
+    def has(self, key: object, *, now: float) -> bool:
+        """See Bucket.has; a key that is asked for only is not remembered."""
+        bucket = self._buckets.get(key)
+        return self._burst >= 1.0 if bucket is None else bucket.has(now=now)
 
     def take(self, key: object, *, now: float, amount: float = 1.0) -> bool:
-        """Take tokens; False, and nothing is taken, if there are not enough."""
-        tokens, at = self._levels.pop(key, (self._burst, now))
-        tokens = min(self._burst, tokens + (now - at) * self._rate)
-        is_enough = tokens >= amount
-        self._levels[key] = (tokens - amount if is_enough else tokens, now)
-        if len(self._levels) > self._size:
-            del self._levels[next(iter(self._levels))]
-        return is_enough
+        """See Bucket.take."""
+        return self._recall(key, now).take(amount, now=now)
 
-    def is_empty(self, key: object, *, now: float) -> bool:
-        """True if not even one token is there; takes none."""
-        tokens, at = self._levels.get(key, (self._burst, now))
-        return min(self._burst, tokens + (now - at) * self._rate) < 1.0
+    def charge(self, key: object, *, now: float) -> None:
+        """See Bucket.charge."""
+        self._recall(key, now).charge(now=now)
 
     def forget(self, key: object) -> None:
         """The key will not come again."""
-        self._levels.pop(key, None)
+        self._buckets.pop(key, None)
+
+    def _recall(self, key: object, now: float) -> Bucket:
+        bucket = self._buckets.pop(key, None) or Bucket(self._rate, self._burst, now=now)
+        self._buckets[key] = bucket
+        if len(self._buckets) > self._size:
+            del self._buckets[next(iter(self._buckets))]
+        return bucket

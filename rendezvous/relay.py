@@ -5,6 +5,7 @@
 An id belongs to one control connection. Its address is what an authenticated STUN request came from last; a frame
 passes if it comes from the address bound to its source id, and its destination is bound and of the same network.
 Bindings outlive the control connection by RELAY_BINDING_LIFETIME, so a call does not notice when that breaks.
+No answer is longer than what it answers: whoever forges a victim's address gains nothing by it.
 """
 
 from __future__ import annotations
@@ -20,9 +21,14 @@ from meshvpn.proto.errors import MalformedMessage
 from meshvpn.proto.stun import MessageType
 from meshvpn.proto.transport import RELAY_HEADER, RELAY_WORD, Address
 
-from .limits import Buckets, Limits, source_key
+from .limits import Buckets, Limits
+from .sources import source_key
 
 UNAUTHORIZED = 401
+MAX_SEATS_PER_MEMBER = 4
+"""The live connection's, and those whose calls go on while it comes back once more; the oldest is given up."""
+MAX_SEATS = 131_072
+"""In all (about 400 bytes each); beyond it the oldest whose connection is gone is given up."""
 
 
 @dataclass(slots=True)
@@ -58,6 +64,7 @@ class Relay:
         self.stun_answers = 0
         self._entropy = entropy
         self._seats: dict[int, _Seat] = {}
+        self._members: dict[tuple[bytes, bytes], list[int]] = {}
         self._stun_limit = Buckets(limits.stun_rate, limits.stun_burst)
         self._traffic_limit = Buckets(limits.relay_bytes_rate, limits.relay_bytes_burst)
 
@@ -66,9 +73,15 @@ class Relay:
 
     def grant(self, uid: bytes, identity: bytes) -> RelayGrant:
         """A new id for a member of a network."""
+        if len(self._seats) >= MAX_SEATS:
+            self._give_up()
         while (number := int.from_bytes(self._entropy(4), "little")) in self._seats or number == 0:
             pass
         self._seats[number] = _Seat(uid, identity, self._entropy(32))
+        numbers = self._members.setdefault((uid, identity), [])
+        numbers.append(number)
+        if len(numbers) > MAX_SEATS_PER_MEMBER:
+            self._remove(numbers[0])
         return RelayGrant(number, self._seats[number].key)
 
     def release(self, number: int, *, now: float) -> None:
@@ -78,10 +91,8 @@ class Relay:
 
     def evict(self, uid: bytes, identity: bytes) -> None:
         """Nothing is relayed for this member from now on, not even for a connection that is gone already."""
-        for number, seat in list(self._seats.items()):
-            if seat.uid == uid and seat.identity == identity:
-                del self._seats[number]
-                self._traffic_limit.forget(number)
+        for number in list(self._members.get((uid, identity), ())):
+            self._remove(number)
 
     def handle_timeout(self, *, now: float) -> None:
         """Forget ids whose connection and binding are both gone; call now and then."""
@@ -89,8 +100,7 @@ class Relay:
             if seat.released_at is None:
                 continue
             if now - max(seat.released_at, seat.bound_at) > RELAY_BINDING_LIFETIME:
-                del self._seats[number]
-                self._traffic_limit.forget(number)
+                self._remove(number)
 
     def handle_datagram(self, data: bytes, source: Address, socket: int, *, now: float) -> Forward | None:
         """A datagram; what to send in consequence, if anything."""
@@ -112,7 +122,7 @@ class Relay:
             return DropReason.DISALLOWED_SOURCE
         if receiver is None or receiver.uid != sender.uid or receiver.address is None or not _is_bound(receiver, now):
             return DropReason.UNKNOWN_PEER
-        if not self._traffic_limit.take(source_id, now=now, amount=len(data)):
+        if not self._traffic_limit.take((sender.uid, sender.identity), now=now, amount=len(data)):
             return DropReason.OVER_LIMIT
         self.forwarded_packets += 1
         self.forwarded_bytes += len(data)
@@ -127,17 +137,20 @@ class Relay:
             return error.reason
         if message.type != MessageType.REQUEST:
             return DropReason.UNKNOWN_TYPE
-        key = None
+        seat = None
         if message.username is not None:
-            seat = self._authenticate(message)
-            if isinstance(seat, DropReason):
-                # 40 bytes or fewer, shorter than any request with a user name: nothing is amplified.
-                self.drops[seat] += 1
-                return Forward(socket, source, stun.binding_error(message.transaction_id, UNAUTHORIZED))
-            seat.address, seat.socket, seat.bound_at = source, socket, now
-            key = seat.key
-        self.stun_answers += 1
-        return Forward(socket, source, stun.binding_success(message.transaction_id, source, key=key))
+            found = self._authenticate(message)
+            if isinstance(found, DropReason):
+                self.drops[found] += 1
+                return _reply(data, stun.binding_error(message.transaction_id, UNAUTHORIZED), source, socket)
+            seat = found
+        key = None if seat is None else seat.key
+        reply = _reply(data, stun.binding_success(message.transaction_id, source, key=key), source, socket)
+        if isinstance(reply, Forward):
+            self.stun_answers += 1
+            if seat is not None:
+                seat.address, seat.socket, seat.bound_at = source, socket, now
+        return reply
 
     def _authenticate(self, message: stun.Message) -> _Seat | DropReason:
         parsed = stun.parse_relay_username(message.username or "")
@@ -151,6 +164,23 @@ class Relay:
             return DropReason.REPLAYED
         seat.counter = parsed[1]
         return seat
+
+    def _give_up(self) -> None:
+        released = (number for number, seat in self._seats.items() if seat.released_at is not None)
+        if (number := next(released, None)) is not None:
+            self._remove(number)
+
+    def _remove(self, number: int) -> None:
+        seat = self._seats.pop(number)
+        member = seat.uid, seat.identity
+        self._members[member].remove(number)
+        if not self._members[member]:
+            del self._members[member]
+            self._traffic_limit.forget(member)
+
+
+def _reply(request: bytes, answer: bytes, source: Address, socket: int) -> Forward | DropReason:
+    return Forward(socket, source, answer) if len(answer) <= len(request) else DropReason.TOO_SHORT
 
 
 def _is_bound(seat: _Seat, now: float) -> bool:
