@@ -16,6 +16,7 @@ from meshvpn.proto.control import (
     CharterChanged,
     Create,
     Join,
+    PutCharter,
     RefusalCode,
     Refused,
     Signal,
@@ -73,6 +74,7 @@ class Service:
         self.locks = Locks()
         self._guesses = Buckets(limits.join_rate, limits.join_burst)
         self._creations = Buckets(limits.create_rate, limits.create_burst)
+        self._envelopes = Buckets(limits.envelope_rate, limits.envelope_burst)
         self._log_failures = Bucket(FAILURES_LOGGED, 1.0, now=clock())
 
     async def handle_message(self, connection: Connection, data: bytes) -> None:
@@ -94,18 +96,7 @@ class Service:
             rid = 0 if isinstance(request, Signal) else request.rid
             self._refuse(connection, rid, RefusalCode.RATE_LIMITED, "too many messages; slow down")
             return
-        seat = self.presence.seat(connection)
-        match request:
-            case Signal():
-                self._forward(connection, seat, request)
-            case Create() | Join() | Attach() if seat is None:
-                await self._answer(connection, request, self._open(connection, request))
-            case Create() | Join() | Attach():
-                self._refuse(connection, request.rid, RefusalCode.BAD_REQUEST, "the connection is attached already")
-            case _ if seat is None:
-                self._refuse(connection, request.rid, RefusalCode.BAD_REQUEST, "the connection is not attached yet")
-            case _:
-                await self._answer(connection, request, self._decide(connection, request, seat.uid, seat.identity))
+        await self._handle_request(connection, request)
 
     def handle_opening_timeout(self, connection: Connection) -> None:
         """A client had its time to become a member's connection."""
@@ -119,6 +110,23 @@ class Service:
         if connection.relay_id is not None:
             self._relay.release(connection.relay_id, now=self._clock())
         self._deliver(self.presence.detach(connection))
+
+    async def _handle_request(self, connection: Connection, request: control.Request) -> None:
+        seat = self.presence.seat(connection)
+        match request:
+            case Signal():
+                self._forward(connection, seat, request)
+            case Create() | Join() | Attach() if seat is None:
+                await self._answer(connection, request, self._open(connection, request))
+            case Create() | Join() | Attach():
+                self._refuse(connection, request.rid, RefusalCode.BAD_REQUEST, "the connection is attached already")
+            case _ if seat is None:
+                self._refuse(connection, request.rid, RefusalCode.BAD_REQUEST, "the connection is not attached yet")
+            case PutCharter() if not self._take_envelopes(connection, len(request.envelopes)):
+                text = "too many records were sealed anew from your address; wait a minute"
+                self._refuse(connection, request.rid, RefusalCode.RATE_LIMITED, text)
+            case _:
+                await self._answer(connection, request, self._decide(connection, request, seat.uid, seat.identity))
 
     async def _answer(self, connection: Connection, request: Answered, decision: Awaitable[None]) -> None:
         try:
@@ -181,6 +189,9 @@ class Service:
 
     def _take_guess(self, connection: Connection) -> bool:
         return self._guesses.take(connection.source, now=self._clock())
+
+    def _take_envelopes(self, connection: Connection, count: int) -> bool:
+        return self._envelopes.take(connection.source, now=self._clock(), amount=count)
 
     def _finish(self, connection: Connection, request: Answered, uid: bytes, identity: bytes, outcome: Outcome) -> None:
         if outcome.evidence is not None:

@@ -402,6 +402,17 @@ async def test_networks_created_by_one_source_are_limited() -> None:
     assert isinstance(await node.ask(node.connect("elsewhere"), Network(4).create(nonce=NONCE)), Attached)
 
 
+async def test_records_sealed_anew_by_one_source_are_limited_and_other_changes_are_not() -> None:
+    node = Node(replace(Limits(), envelope_rate=1.0, envelope_burst=3.0))
+    network, founder = await node.founded()
+    anew = [network.envelope(network.founder, "10.7.5.1")] * 2
+    assert await node.ask(founder, network.put_charter(network.change(), *anew)) == Done(rid=2)
+    assert code(await node.ask(founder, network.put_charter(network.change(), *anew))) == "rate_limited"
+    assert await node.ask(founder, network.put_charter(network.change())) == Done(rid=2)
+    node.now += 1.0
+    assert await node.ask(founder, network.put_charter(network.change(), *anew)) == Done(rid=2)
+
+
 async def test_a_reader_that_is_too_slow_is_cut_and_counted() -> None:
     node = Node(replace(Limits(), outgoing_messages=3))
     network, founder = await node.founded()
