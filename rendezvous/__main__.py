@@ -203,7 +203,7 @@ def _lock(data: Path) -> int:
 
 def _parse(text: str) -> tuple[str, int]:
     host, separator, port = text.rpartition(":")
-    if not separator or not port.isdigit() or not 0 < int(port) < 65536:
+    if not separator or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
         raise ConfigError(f"--listen {text}", "it is not HOST:PORT", "write for example 0.0.0.0:7770 or [::]:7770")
     return host.strip("[]"), int(port)
 

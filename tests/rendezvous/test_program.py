@@ -43,6 +43,7 @@ UNPRIVILEGED = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteu
             ["--listen", "nonsense"],
             "--listen nonsense: it is not HOST:PORT; write for example 0.0.0.0:7770 or [::]:7770",
         ),
+        (["--listen", "127.0.0.1:²"], "--listen 127.0.0.1:²: it is not HOST:PORT;"),
         (["--listen", "127.0.0.1:0"], "--listen 127.0.0.1:0: it is not HOST:PORT;"),
         (["--listen", "127.0.0.1:65536"], "--listen 127.0.0.1:65536: it is not HOST:PORT;"),
         (["--listen", "127.0.0.1:65535"], "--port2 65536: it is not a second port; give a number from 1 to 65535"),
