@@ -95,6 +95,8 @@ class Connection:
                 writer.cancel()
                 if self._deadline is not None:
                     self._deadline.cancel()
+                if transport is not None and transport.get_write_buffer_size():
+                    transport.abort()
 
     async def _write(self, websocket: web.WebSocketResponse) -> None:
         try:

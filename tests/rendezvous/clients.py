@@ -124,9 +124,12 @@ async def running(
     context: ssl.SSLContext | None = None,
     client_context: ssl.SSLContext | None = None,
     trusted: list[IpNetwork] | None = None,
+    send_buffer: int | None = None,
 ) -> AsyncIterator[Running]:
     """A server on loopback, on ports that the system chose."""
     tcp = bound(socket.SOCK_STREAM)
+    if send_buffer is not None:
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     udp = [bound(socket.SOCK_DGRAM), bound(socket.SOCK_DGRAM)]
     ports = udp[0].getsockname()[1], udp[1].getsockname()[1]
     server = Server(store, limits or Limits(), udp=udp, udp_ports=ports, trusted_proxies=trusted or [])

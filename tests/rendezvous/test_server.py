@@ -228,6 +228,22 @@ async def test_an_evicted_member_that_never_reads_is_cut_too(store: MemoryStore)
         await silent.is_cut()
 
 
+async def test_a_member_that_says_goodbye_and_never_reads_leaves_nothing_open(store: MemoryStore) -> None:
+    async with running(store, send_buffer=4096) as node:
+        network = Network()
+        founder = await node.clients.connect()
+        await founder.create(network)
+        silent = await SilentMember.join(node, network)
+        await founder.expect(Presence)
+        # Little enough for the server's writer not to wait, too much for the sockets.
+        for _ in range(7):
+            await founder.send(Signal(to=ANNA.public, payload=bytes(control.MAX_SIGNAL)))
+        await founder.ask(network.put_record(network.founder, "10.7.5.1"), Done)
+        silent.sock.send(b"\x88\x80" + bytes(4))
+        assert (await founder.expect(Presence)).entry.relay_id == 0
+        assert await silent.is_cut() < 7 * control.MAX_SIGNAL
+
+
 async def test_connections_of_one_source_are_limited(store: MemoryStore) -> None:
     async with running(store, replace(Limits(), connections_per_source=2)) as node:
         first, _second = await node.clients.connect(), await node.clients.connect()
@@ -411,10 +427,12 @@ class SilentMember:
         await loop.sock_sendall(sock, header + bytes(4) + body)
         return cls(sock)
 
-    async def is_cut(self) -> None:
-        """The connection ends without a reading of what was sent before."""
+    async def is_cut(self) -> int:
+        """Reads again, until the connection ends: how many bytes were left in the sockets."""
+        count = 0
         async with asyncio.timeout(PATIENCE):
             with contextlib.suppress(ConnectionResetError):
-                while await asyncio.get_running_loop().sock_recv(self.sock, 65536):
-                    pass
+                while data := await asyncio.get_running_loop().sock_recv(self.sock, 65536):
+                    count += len(data)
         self.sock.close()
+        return count
