@@ -19,6 +19,8 @@ class Limits:
     """Seconds from a connection to its HTTP request, and from that to its Create, Join or Attach."""
     closing_timeout: float = 5.0
     """Seconds that a client has to read its last words and to close; then it is cut."""
+    reading_timeout: float = 30.0
+    """Seconds that a client may leave unread or unacknowledged what it was sent, on any connection."""
     outgoing_messages: int = 512
     outgoing_bytes: int = 3 * MAX_MESSAGE
     """What may wait for a slow reader: the whole of a full network twice over. Beyond it the reader is cut."""

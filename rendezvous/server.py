@@ -79,6 +79,8 @@ class Server:
         )
         await self._runner.setup()
         for sock in tcp:
+            # Inherited by its connections. A plain HTTP client that never reads is ended by nothing else.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self._limits.reading_timeout * 1000))
             await web.SockSite(self._runner, sock, ssl_context=context).start()
         self._datagrams.start()
         self._sweeper = asyncio.create_task(self._sweep())

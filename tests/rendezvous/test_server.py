@@ -8,6 +8,7 @@ import hashlib
 import socket
 import ssl
 import struct
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from ipaddress import ip_network
@@ -244,6 +245,16 @@ async def test_a_member_that_says_goodbye_and_never_reads_leaves_nothing_open(st
         assert await silent.is_cut() < 7 * control.MAX_SIGNAL
 
 
+async def test_a_client_that_asks_for_pages_and_never_reads_them_is_cut(store: MemoryStore) -> None:
+    async with running(store, replace(Limits(), reading_timeout=0.2), send_buffer=4096) as node:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.connect(node.tcp_address)
+            sock.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 50)
+            # Linux drops it without a word to the client.
+            await until(lambda: asyncio.to_thread(is_dropped, sock))
+
+
 async def test_connections_of_one_source_are_limited(store: MemoryStore) -> None:
     async with running(store, replace(Limits(), connections_per_source=2)) as node:
         first, _second = await node.clients.connect(), await node.clients.connect()
@@ -392,6 +403,14 @@ async def test_what_the_system_refuses_to_send_is_counted() -> None:
 
 async def _has(node: Running, name: str, value: float) -> bool:
     return await node.clients.metric(name) == value
+
+
+def is_dropped(client: socket.socket) -> bool:
+    """The server's end of this connection is gone."""
+    ports = [name[1] for name in (client.getpeername(), client.getsockname())]
+    localhost = int.from_bytes(socket.inet_aton("127.0.0.1"), sys.byteorder)
+    ends = [f"{localhost:08X}:{port:04X}" for port in ports]
+    return " ".join(ends) not in Path("/proc/net/tcp").read_text()
 
 
 async def last_words(client: Client) -> tuple[str, int | None]:
