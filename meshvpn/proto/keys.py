@@ -126,6 +126,8 @@ def normalise_name(name: str) -> str:
         )
     if any(unicodedata.category(character)[0] == "C" for character in normal):
         raise ConfigError("network name", "it has control characters", "use letters, digits and punctuation")
+    if normal in (".", ".."):
+        raise ConfigError("network name", "it is a step of a path", "choose one with a letter or a digit")
     return normal
 
 
