@@ -2,6 +2,7 @@
 
     <state dir>/lock                          held by the one daemon that uses the directory
     <state dir>/<network uid, hex>/network    everything about one network (NetworkState), 0600
+    <state dir>/<…>.removed                   a network that was left, on its way out
 
 A file is magic(8) ‖ BLAKE2b-32 of the payload ‖ payload (msgpack). One that does not check is kept aside under another
 name and reported; it is never overwritten.
@@ -9,6 +10,8 @@ name and reported; it is never overwritten.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import hashlib
 import hmac
@@ -25,6 +28,7 @@ from .proto.signed import Signed
 MAGIC = b"MVSTATE1"
 _DIGEST = 32
 _FILE = "network"
+_REMOVED = ".removed"
 
 
 class StateError(MeshError):
@@ -81,7 +85,6 @@ class StateDir:
         self.path = path
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path.chmod(0o700)
             self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StateError(
@@ -103,39 +106,47 @@ class StateDir:
         """All networks that can be read; damaged files are kept aside and named."""
         loaded = Loaded()
         for directory in sorted(entry for entry in self.path.iterdir() if entry.is_dir()):
-            for leftover in directory.glob("*.new"):
-                leftover.unlink()
-            file = directory / _FILE
-            if not file.exists():
-                continue
             try:
-                loaded.networks.append(msgspec.msgpack.decode(read_checked(file), type=NetworkState))
+                if directory.suffix == _REMOVED:
+                    _delete(directory)
+                else:
+                    _load_network(directory, loaded)
             except OSError as error:
-                loaded.problems.append(f"{file} cannot be read ({error.strerror}); the network stays down")
-            except (StateError, msgspec.MsgspecError):
-                aside = _set_aside(file)
-                loaded.problems.append(f"{file} is damaged and was kept as {aside.name}; join the network again")
+                loaded.problems.append(f"{directory} cannot be used ({error.strerror}); the network stays down")
         return loaded
 
     def save(self, state: NetworkState) -> None:
         """Write one network; when this returns it is on the disk. Raises StateError; the old file then still stands."""
         directory = self.path / state.uid.hex()
         try:
+            is_new = not directory.exists()
             directory.mkdir(mode=0o700, exist_ok=True)
             write_checked(directory / _FILE, msgspec.msgpack.encode(state))
+            if is_new:
+                _sync_directory(self.path)
         except OSError as error:
-            raise StateError(
-                f"{directory} cannot be written ({error.strerror}); nothing was lost, make room"
-            ) from error
+            with contextlib.suppress(OSError):
+                directory.rmdir()  # only if it is empty
+            remedy = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend it, then try again"
+            problem = f"cannot be written ({(error.strerror or str(error)).lower()})"
+            raise StateError(f"{directory} {problem}; what was saved before is intact, {remedy}") from error
 
     def remove(self, uid: bytes) -> None:
-        """Forget a network."""
+        """Forget a network: after a crash it is there as a whole or gone. Raises StateError."""
         directory = self.path / uid.hex()
-        for file in directory.glob("*"):
-            file.unlink()
-        if directory.exists():
-            directory.rmdir()
-        _sync_directory(self.path)
+        if not directory.exists():
+            return
+        removed = directory.with_name(directory.name + _REMOVED)
+        try:
+            if removed.exists():
+                _delete(removed)
+            directory.rename(removed)
+            _sync_directory(self.path)
+            _delete(removed)
+        except OSError as error:
+            raise StateError(
+                f"{directory} cannot be removed ({error.strerror}); mend it, then restart meshvpnd"
+            ) from error
 
 
 def read_checked(file: Path) -> bytes:
@@ -164,6 +175,33 @@ def write_checked(file: Path, payload: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     _sync_directory(file.parent)
+
+
+def _load_network(directory: Path, loaded: Loaded) -> None:
+    for leftover in directory.glob("*.new"):
+        leftover.unlink()
+    file = directory / _FILE
+    if not file.exists():
+        for aside in sorted(directory.glob(f"{_FILE}.damaged-*")):
+            loaded.problems.append(f"{file} was damaged and is kept as {aside.name}; join the network again")
+        return
+    try:
+        state = msgspec.msgpack.decode(read_checked(file), type=NetworkState)
+    except (StateError, msgspec.MsgspecError):
+        aside = _set_aside(file)
+        loaded.problems.append(f"{file} is damaged and was kept as {aside.name}; join the network again")
+        return
+    if directory.name != state.uid.hex():
+        loaded.problems.append(f"{directory} is ignored: it is a copy of {state.uid.hex()}; move it elsewhere")
+        return
+    loaded.networks.append(state)
+
+
+def _delete(directory: Path) -> None:
+    for file in directory.iterdir():
+        file.unlink()
+    directory.rmdir()
+    _sync_directory(directory.parent)
 
 
 def _set_aside(file: Path) -> Path:
