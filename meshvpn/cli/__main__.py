@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import socket
 import sys
@@ -9,24 +11,26 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import msgspec
 import typer
+from typer.exceptions import TyperException
 
 import meshvpn
 
 from .. import ipc
 from ..proto.errors import ConfigError
-from ..proto.keys import check_nick, check_pool, nick_from_hostname, normalise_name
+from ..proto.keys import check_interface, check_nick, check_pool, nick_from_hostname, normalise_name
 from . import show
 from .client import REFUSED, USAGE, Client, CliError
-from .passwords import read_keys
+from .passwords import is_terminal, read_keys
+from .server import parse_server
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 T = TypeVar("T")
-DEFAULT_PORT = 7770
+INTERRUPTED = 130
 
 
 @dataclass(slots=True)
@@ -42,7 +46,15 @@ ServerPin = Annotated[str | None, typer.Option("--server-pin", help="sha256:… 
 Nick = Annotated[str | None, typer.Option("--nick", help="this host's name in the network")]
 Interface = Annotated[str | None, typer.Option("--interface", help="name of the network interface")]
 PasswordFile = Annotated[str | None, typer.Option("--password-file", help="file with the password, or - for stdin")]
-Yes = Annotated[bool, typer.Option("--yes", help="do not ask")]
+Yes = Annotated[
+    bool, typer.Option("--yes", help="do not ask; nobody is asked either when standard input is no terminal")
+]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"meshvpn {meshvpn.__version__}")
+        raise typer.Exit
 
 
 @app.callback()
@@ -51,7 +63,10 @@ def options(
     socket_path: Annotated[
         str, typer.Option("--socket", envvar=ipc.SOCKET_ENVIRONMENT, help="the daemon's socket")
     ] = ipc.DEFAULT_SOCKET,
-    json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    json: Annotated[bool, typer.Option("--json", help="print JSON; may also stand after the command")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version", callback=_print_version, is_eager=True)
+    ] = False,
 ) -> None:
     """Join Asterisk PBXs into one private, encrypted network."""
     context.obj = Options(Client(socket_path), json)
@@ -69,9 +84,9 @@ def create(
     password_file: PasswordFile = None,
 ) -> None:
     """Found a network; this host becomes its owner."""
-    _check(net, nick, subnet)
-    where = _server(server, server_pin)
-    keys = read_keys(net, password_file, is_new=True)
+    _check(net, nick, interface, subnet)
+    where = parse_server(server, server_pin)
+    keys = read_keys(context.obj.client, net, password_file, is_new=True)
     request = ipc.CreateRequest(
         name=net,
         locator=keys.locator.hex(),
@@ -95,9 +110,9 @@ def join(
     password_file: PasswordFile = None,
 ) -> None:
     """Join a network by its name and password."""
-    _check(net, nick, None)
-    where = _server(server, server_pin)
-    keys = read_keys(net, password_file, is_new=False)
+    _check(net, nick, interface)
+    where = parse_server(server, server_pin)
+    keys = read_keys(context.obj.client, net, password_file, is_new=False)
     request = ipc.JoinRequest(
         name=net,
         locator=keys.locator.hex(),
@@ -111,7 +126,7 @@ def join(
 
 @app.command()
 def leave(context: typer.Context, net: str, yes: Yes = False) -> None:
-    """Leave a network for good."""
+    """Leave a network for good; the owner ends it with `delete`."""
     _confirm(f"Leave {net} and forget its keys?", yes)
     _act(context.obj, f"Leaving network {net}", net, "leave")
 
@@ -138,7 +153,7 @@ def down(context: typer.Context, net: str) -> None:
 @app.command()
 def nick(context: typer.Context, net: str, name: str) -> None:
     """Take another nickname."""
-    _check(net, name, None)
+    _check(net, name)
     _act(context.obj, f"Setting nickname to {name}", net, "nick", ipc.NickRequest(nick=name))
 
 
@@ -158,7 +173,7 @@ def evict(
     _confirm(f"Evict {peer} from {net}?", yes)
     request = ipc.EvictRequest(peer=peer, password="keep" if keep_password else "retire")
     if new_password:
-        keys = read_keys(net, password_file, is_new=True)
+        keys = read_keys(context.obj.client, net, password_file, is_new=True)
         request = ipc.EvictRequest(
             peer=peer,
             password="new",
@@ -177,7 +192,8 @@ def unban(context: typer.Context, net: str, peer: str) -> None:
 @app.command()
 def passwd(context: typer.Context, net: str, password_file: PasswordFile = None) -> None:
     """Set the password for who joins from now on; members and calls do not notice."""
-    keys = read_keys(net, password_file, is_new=True)
+    _check(net)
+    keys = read_keys(context.obj.client, net, password_file, is_new=True)
     request = ipc.PasswordRequest(locator=keys.locator.hex(), wrap_key=keys.wrap_key.hex())
     _act(context.obj, f"Changing the password of {net}", net, "passwd", request)
 
@@ -259,25 +275,60 @@ def events(context: typer.Context) -> None:
             print(f"{event.at} {event.network} {event.kind} {event.peer or ''} {detail}".rstrip(), flush=True)
 
 
-@app.command()
-def version() -> None:
-    """Print the version."""
-    print(f"meshvpn {meshvpn.__version__}")
-
-
+# Hamachi's words for the same.
 app.command(name="go-online", hidden=True)(up)
 app.command(name="go-offline", hidden=True)(down)
+app.command(name="set-nick", hidden=True)(nick)
+app.command(name="set-pass", hidden=True)(passwd)
 
 
 def main() -> None:
     """Entry point: one line for each failure, never a traceback for what the user can mend."""
     try:
-        app(standalone_mode=True)
+        status = _run(sys.argv[1:])
     except CliError as error:
-        print(f"meshvpn: {error}", file=sys.stderr)
-        sys.exit(error.status)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        status = _fail(str(error), error.status)
+    except TyperException as error:
+        status = _fail(_usage(error), USAGE)
+    except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
+    except OSError as error:  # of standard output: what else fails is a CliError
+        # So that the interpreter does not try again, and fail aloud, when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        is_pipe = error.errno == errno.EPIPE
+        why = (error.strerror or str(error)).lower()
+        status = REFUSED if is_pipe else _fail(f"standard output cannot be written ({why})", REFUSED)
+    sys.exit(status)
+
+
+def _run(arguments: list[str]) -> int:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a nickname that the terminal's encoding does not have
+    try:
+        "".join(arguments).encode()
+    except UnicodeEncodeError as error:
+        raise CliError("the arguments are not valid UTF-8; check the terminal's encoding", USAGE) from error
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if "--json" in options:
+        arguments.remove("--json")
+        arguments.insert(0, "--json")
+    status = app(arguments or ["--help"], prog_name="meshvpn", standalone_mode=False)
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    return USAGE if not arguments else int(status or 0)
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"meshvpn: {message}", file=sys.stderr)
+    return status
+
+
+def _usage(error: TyperException) -> str:
+    """What typer says in several lines, in one."""
+    context = getattr(error, "ctx", None)
+    command = "meshvpn" if context is None else context.command_path
+    message = " ".join(error.format_message().split()).rstrip(".")
+    return f"{message[:1].lower()}{message[1:]}; see `{command} --help`"
 
 
 def _enter(options: Options, doing: str, route: str, request: msgspec.Struct) -> None:
@@ -297,45 +348,39 @@ def _act(options: Options, doing: str, net: str, action: str, body: msgspec.Stru
 
 def _said(doing: str, call: Callable[[], T], *, quiet: bool) -> T:
     """Hamachi's words: `Joining network piaf-vpn .. ok`, or `.. failed, reason` on stderr."""
+    is_watched = not quiet and is_terminal(sys.stderr)
+    if is_watched:
+        print(f"{doing} .. ", end="", file=sys.stderr, flush=True)
     try:
         result = call()
     except CliError as error:
         raise CliError(f"{doing} .. failed, {error}", error.status) from error
+    finally:
+        if is_watched:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
     if not quiet:
         print(f"{doing} .. ok")
     return result
 
 
-def _check(net: str, nick: str | None, subnet: str | None) -> None:
+def _check(net: str, nick: str | None = None, interface: str | None = None, subnet: str | None = None) -> None:
     try:
         normalise_name(net)
         if nick is not None:
             check_nick(nick)
+        if interface is not None:
+            check_interface(interface)
         if subnet is not None:
             check_pool(subnet)
     except ConfigError as error:
         raise CliError(str(error), USAGE) from error
 
 
-def _server(text: str | None, pin: str | None) -> ipc.ServerOptions:
-    text = text or os.environ.get(ipc.SERVER_ENVIRONMENT)
-    if not text:
-        raise CliError(f"no server; give --server HOST or set {ipc.SERVER_ENVIRONMENT}", USAGE)
-    try:
-        parts = urlsplit(text if "://" in text else f"https://{text}")
-        port = parts.port
-    except ValueError:
-        parts, port = urlsplit(""), 0
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or parts.path.strip("/"):
-        raise CliError(f"--server {text} is no server; write HOST, HOST:PORT or https://HOST:PORT", USAGE)
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    if pin is not None and (not pin.startswith("sha256:") or len(pin) != 71):
-        raise CliError("--server-pin is no pin; it is sha256: and 64 digits, as the server prints it", USAGE)
-    return ipc.ServerOptions(url=f"{parts.scheme}://{host}:{port or DEFAULT_PORT}", pin=pin)
-
-
 def _confirm(question: str, yes: bool) -> None:
-    if not yes and sys.stdin.isatty() and input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
+    if yes or not is_terminal(sys.stdin):
+        return
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise CliError("not done", REFUSED)
 
 

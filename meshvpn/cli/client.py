@@ -14,7 +14,9 @@ from .. import ipc
 
 T = TypeVar("T")
 
+TIMEOUT_READ = 10.0
 TIMEOUT = 60.0
+"""Seconds. A question is answered from memory; what is done may have to wait for a server that does not answer."""
 REFUSED, USAGE, NO_DAEMON, NO_SERVER = 1, 2, 3, 4
 """Exit statuses (DESIGN §10)."""
 
@@ -44,6 +46,16 @@ class Client:
     def __init__(self, path: str) -> None:
         self._path = path
 
+    def check(self) -> None:
+        """See that the daemon is there."""
+        connection = _Connection(self._path, TIMEOUT_READ)
+        try:
+            connection.connect()
+        except OSError as error:
+            raise CliError(_no_daemon(self._path, error), NO_DAEMON) from error
+        finally:
+            connection.close()
+
     def get(self, route: str, kind: type[T]) -> T:
         """A GET."""
         return self._call("GET", route, None, kind)
@@ -61,7 +73,7 @@ class Client:
             yield line
 
     def _call(self, method: str, route: str, body: msgspec.Struct | None, kind: type[T]) -> T:
-        response = self._request(method, route, body, timeout=TIMEOUT)
+        response = self._request(method, route, body, timeout=TIMEOUT_READ if method == "GET" else TIMEOUT)
         try:
             data = response.read()
             if response.status != 200:
@@ -77,10 +89,10 @@ class Client:
         try:
             connection.request(method, route, None if body is None else msgspec.json.encode(body))
             return connection.getresponse()
+        except (http.client.HTTPException, ConnectionResetError, BrokenPipeError) as error:
+            raise CliError("the daemon ended while it was asked; see `journalctl -u meshvpnd`", NO_DAEMON) from error
         except OSError as error:
             raise CliError(_no_daemon(self._path, error), NO_DAEMON) from error
-        except http.client.HTTPException as error:
-            raise CliError("the daemon ended while it was asked; see `journalctl -u meshvpnd`", NO_DAEMON) from error
 
 
 def _refusal(status: int, data: bytes) -> CliError:
@@ -99,4 +111,4 @@ def _no_daemon(path: str, error: OSError) -> str:
         case errno.ENOENT | errno.ECONNREFUSED:
             return f"the daemon does not run (no answer at {path}); start it: systemctl start meshvpnd"
         case _:
-            return f"the daemon at {path} does not answer ({error.strerror or error})"
+            return f"the daemon at {path} does not answer ({error.strerror or error}); see `journalctl -u meshvpnd`"
