@@ -26,6 +26,8 @@ import msgspec
 DEFAULT_SOCKET = "/run/meshvpn/meshvpnd.sock"
 SOCKET_ENVIRONMENT = "MESHVPN_SOCKET"
 SERVER_ENVIRONMENT = "MESHVPN_SERVER"
+SOCKET_GROUP = "meshvpn"
+"""Who may command the daemon, besides root."""
 
 
 class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import grp
 import logging
 import os
+import socket
+import struct
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -17,11 +21,11 @@ from tun.device import TunError
 
 from .. import ipc
 from ..proto.errors import ConfigError, MembershipError, MeshError, RendezvousError
-from ..proto.keys import NetworkKeys, check_nick
+from ..proto.keys import check_nick
 from ..state import StateError
 from .control_link import PinMismatchError, ServerUnreachableError
 from .network import Network
-from .networks import Networks, UnknownNetworkError
+from .networks import Networks, UnknownNetworkError, network_keys
 
 log = logging.getLogger(__name__)
 T = TypeVar("T", bound=msgspec.Struct)
@@ -30,6 +34,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 MAX_BODY = 65536
 MAX_EVENT_STREAMS = 32
 EVENT_BACKLOG = 1000
+
+_SO_PEERGROUPS = 59  # asm-generic/socket.h; Python does not name it
+_MAX_GROUPS_BYTES = 1024  # what Python reads; of a user in more than 256 groups only the primary one counts
 
 _STATUS = {
     UnknownNetworkError: (404, "unknown_network"),
@@ -80,7 +87,7 @@ class Api:
 
     def application(self) -> web.Application:
         """For aiohttp."""
-        application = web.Application(client_max_size=MAX_BODY, middlewares=[_errors_as_replies])
+        application = web.Application(client_max_size=MAX_BODY, middlewares=[_errors_as_replies, _for_admins_only])
         net = "/v1/networks/{net}"
         application.add_routes(
             [
@@ -143,10 +150,11 @@ class Api:
 
     async def _up(self, request: web.Request) -> web.Response:
         network = self._network(request)
-        if network.roster.is_evicted or network.roster.charter.is_deleted:
+        if network.is_ended:
             raise MembershipError("this host is not in the network any more; `meshvpn leave` cleans up")
         if network.runner is not None:
             raise MembershipError("already online")
+        network.change(is_up=True)
         await network.up()
         return _done("online")
 
@@ -154,7 +162,7 @@ class Api:
         network = self._network(request)
         if network.runner is None:
             raise MembershipError("already offline")
-        network.state.is_up = False
+        network.change(is_up=False)
         await network.down(keep_device=False)
         return _done("offline")
 
@@ -169,7 +177,7 @@ class Api:
 
     async def _passwd(self, request: web.Request) -> web.Response:
         body = await _body(request, ipc.PasswordRequest)
-        keys = NetworkKeys(bytes.fromhex(body.locator), bytes.fromhex(body.wrap_key))
+        keys = network_keys(body.locator, body.wrap_key)
         await self._network(request).act(
             lambda node, now, wall_ns: node.change_password(keys, now=now, wall_ns=wall_ns)
         )
@@ -177,10 +185,9 @@ class Api:
 
     async def _nick(self, request: web.Request) -> web.Response:
         network, nick = self._network(request), check_nick((await _body(request, ipc.NickRequest)).nick)
-        network.state.nick = nick
+        network.change(nick=nick)
         if network.runner is not None:
             network.runner.act(lambda node, now, wall_ns: node.rename(nick, now=now, wall_ns=wall_ns))
-        network.save()
         return _done(f"you are {nick} now")
 
     async def _ping(self, request: web.Request) -> web.Response:
@@ -213,14 +220,50 @@ async def _errors_as_replies(request: web.Request, handler: Handler) -> web.Stre
     except (MeshError, TunError, OSError) as error:
         for kind, (status, code) in _STATUS.items():
             if isinstance(error, kind):
-                return _error(status, code, str(error))
+                return _error(status, code, _told(error))
         return _error(409, "refused", str(error))
+    except web.HTTPException as error:
+        return _error(
+            error.status, "http", f"no such request ({error.reason}); are meshvpn and meshvpnd of one version?"
+        )
     except (msgspec.MsgspecError, ValueError) as error:
         return _error(400, "usage", f"the request is not understood: {error}")
 
 
+@web.middleware
+async def _for_admins_only(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """The socket's mode keeps others out; this holds where a mode was loosened or a descriptor was handed on."""
+    peer = None if request.transport is None else request.transport.get_extra_info("socket")
+    if peer is None or not _is_admin(peer):
+        return _error(
+            403, "no_permission", f"no permission; run as root or as a member of the group {ipc.SOCKET_GROUP}"
+        )
+    return await handler(request)
+
+
+def _is_admin(peer: socket.socket) -> bool:
+    """True if who connected is root, the daemon's own user, or in the socket's group."""
+    _, user, group = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    if user in (0, os.geteuid()):
+        return True
+    groups = {group}
+    with contextlib.suppress(OSError):
+        found = peer.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MAX_GROUPS_BYTES)
+        groups.update(struct.unpack(f"{len(found) // 4}I", found))
+    try:
+        return grp.getgrnam(ipc.SOCKET_GROUP).gr_gid in groups
+    except KeyError:
+        return False
+
+
 async def _body(request: web.Request, kind: type[T]) -> T:
     return msgspec.json.decode(await request.read(), type=kind)
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"{(error.strerror or str(error)).lower()}; see `journalctl -u meshvpnd`"
+    return str(error)
 
 
 def _json(value: object) -> web.Response:

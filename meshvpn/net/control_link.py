@@ -156,9 +156,10 @@ async def _resolve(url: str) -> tuple[str, ...]:
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(parts.hostname, parts.port, type=socket.SOCK_DGRAM)
-    except socket.gaierror as error:
+    except (socket.gaierror, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no host name"
         raise ServerUnreachableError(
-            f"the name {parts.hostname} of the rendezvous cannot be resolved ({error.strerror}); check --server and DNS"
+            f"the name {parts.hostname} of the rendezvous cannot be resolved ({why}); check --server and DNS"
         ) from error
     return tuple(dict.fromkeys(str(entry[4][0]) for entry in found))
 
@@ -169,12 +170,12 @@ async def _connect(
     if url.startswith("http://"):
         return await _upgrade(session, url, True), None
     if pin == PIN_BY_AUTHORITY:
-        return await _upgrade(session, url, _authority_context()), pin
+        return await _upgrade(session, url, True), pin
     if pin is not None:
         websocket = await _upgrade(session, url, _unverified_context())
         return websocket, await _check_pin(url, websocket, pin)
     try:
-        return await _upgrade(session, url, _authority_context()), PIN_BY_AUTHORITY
+        return await _upgrade(session, url, True), PIN_BY_AUTHORITY
     except aiohttp.ClientConnectorCertificateError:
         websocket = await _upgrade(session, url, _unverified_context())
         return websocket, _fingerprint(websocket)
@@ -198,10 +199,6 @@ def _upgrade(
         max_msg_size=MAX_MESSAGE,
         timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_TIMEOUT),
     )
-
-
-def _authority_context() -> ssl.SSLContext:
-    return ssl.create_default_context()
 
 
 def _unverified_context() -> ssl.SSLContext:

@@ -22,6 +22,10 @@ TIMEOUT = 15.0
 """Seconds for connection, TLS and the server's answer."""
 
 
+class AnswerLostError(ServerUnreachableError):
+    """The request was sent and no answer came: it may have been carried out."""
+
+
 @dataclass(slots=True)
 class Enrolled:
     """An attached session on an open connection. `hand_over` gives it to who runs the network."""
@@ -40,13 +44,20 @@ class Enrolled:
 
 
 async def enrol(url: str, pin: str | None, opening: Opening) -> Enrolled:
-    """Connect and send the opening request, once. Raises RendezvousError (refused) or ServerUnreachableError."""
+    """Connect and send the opening request, once.
+
+    Raises RendezvousError (refused), AnswerLostError, ServerUnreachableError (nothing was asked), PinMismatchError.
+    """
     attempt = _Attempt(url, pin, opening)
     try:
         async with asyncio.timeout(TIMEOUT):
             return await attempt.run()
-    except TimeoutError as error:
+    except (TimeoutError, ServerUnreachableError) as error:
         await attempt.link.close()
+        if attempt.has_asked:
+            raise AnswerLostError(f"the rendezvous {url} was asked and did not answer; check the server") from error
+        if isinstance(error, ServerUnreachableError):
+            raise
         raise ServerUnreachableError(f"the rendezvous {url} does not answer; try again, or check the server") from error
     except MeshError:
         await attempt.link.close()
@@ -56,6 +67,7 @@ async def enrol(url: str, pin: str | None, opening: Opening) -> Enrolled:
 class _Attempt:
     def __init__(self, url: str, pin: str | None, opening: Opening) -> None:
         self.link = ControlLink(url, pin, self)
+        self.has_asked = False
         self._session = ControlSession(opening, entropy=entropy)
         self._server: ServerIdentity | None = None
         self._result: asyncio.Future[Enrolled] = asyncio.get_running_loop().create_future()
@@ -99,4 +111,5 @@ class _Attempt:
                 case _:
                     pass
         for data in self._session.take_messages():
+            self.has_asked = True
             self.link.send(data)

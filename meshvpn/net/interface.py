@@ -6,9 +6,10 @@ opens netlink sockets through the event loop, which uvloop does not do).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_address, ip_network
 
@@ -36,7 +37,7 @@ class LocalNetwork:
 
 def configure(name: str, addresses: Sequence[IPv4Interface | IPv6Interface], mtu: int) -> None:
     """Give the interface its addresses (and no others), its MTU, and bring it up."""
-    with IPRoute() as ip:
+    with _netlink() as ip:
         index = _index(ip, name)
         ip.link("set", index=index, mtu=mtu, state="up")
         wanted = {str(address) for address in addresses}
@@ -53,14 +54,14 @@ def hold_prefixes(prefixes: Iterable[Network]) -> None:
 
     Seen with another VPN: while its device was gone for a second, packets of a running call left by the default route.
     """
-    with IPRoute() as ip:
+    with _netlink() as ip:
         for prefix in prefixes:
             _change_hold(ip, "replace", prefix)
 
 
 def release_prefixes(prefixes: Iterable[Network]) -> None:
     """Take the unreachable routes away."""
-    with IPRoute() as ip:
+    with _netlink() as ip:
         for prefix in prefixes:
             try:
                 _change_hold(ip, "del", prefix)
@@ -71,14 +72,14 @@ def release_prefixes(prefixes: Iterable[Network]) -> None:
 
 def interface_names() -> list[str]:
     """The interfaces of this network namespace."""
-    with IPRoute() as ip:
+    with _netlink() as ip:
         return [message.get("IFLA_IFNAME") for message in ip.get_links()]
 
 
 def local_networks(*, ignore: frozenset[str] = frozenset()) -> list[LocalNetwork]:
     """Every prefix that is in use here, default routes and the interfaces in `ignore` left out."""
     found: dict[LocalNetwork, None] = {}
-    with IPRoute() as ip:
+    with _netlink() as ip:
         names = _names(ip)
         for message in ip.get_addr():
             network = ip_network(f"{message.get('IFA_ADDRESS')}/{message['prefixlen']}", strict=False)
@@ -95,7 +96,7 @@ def local_networks(*, ignore: frozenset[str] = frozenset()) -> list[LocalNetwork
 def local_hosts(*, ignore: frozenset[str] = frozenset()) -> list[str]:
     """Addresses of this host that another host may be able to reach, sorted; link-local ones are left out."""
     hosts: set[str] = set()
-    with IPRoute() as ip:
+    with _netlink() as ip:
         names = _names(ip)
         for message in ip.get_addr():
             if names.get(message["index"]) in ignore:
@@ -115,6 +116,16 @@ def check_collision(pool: IPv4Network, *, ignore: frozenset[str] = frozenset()) 
                 f"it collides with {entry.network} on interface {entry.interface} of this host",
                 "create the network with another --subnet, or renumber that interface",
             )
+
+
+@contextlib.contextmanager
+def _netlink() -> Iterator[IPRoute]:
+    """A netlink socket whose refusals are OSErrors like any other system call's."""
+    try:
+        with IPRoute() as ip:
+            yield ip
+    except NetlinkError as error:
+        raise OSError(error.code, f"the kernel refused a change of interfaces or routes ({error})") from error
 
 
 def _index(ip: IPRoute, name: str) -> int:

@@ -8,11 +8,14 @@ import time
 from collections.abc import Callable
 from ipaddress import IPv4Network
 
+import msgspec
+
 import meshvpn
 
 from .. import ipc
 from ..proto import keys as key_rules
-from ..proto.control_session import ControlSession, attach_opening, create_opening
+from ..proto.control import RefusalCode
+from ..proto.control_session import ControlSession, SessionRefused, attach_opening, create_opening
 from ..proto.errors import MembershipError, RendezvousError
 from ..proto.events import (
     ActionFinished,
@@ -41,6 +44,7 @@ log = logging.getLogger(__name__)
 
 MTU = 1400
 ACTION_TIMEOUT = 15.0
+_NOT_KNOWN_THERE = frozenset({RefusalCode.UNKNOWN_NETWORK, RefusalCode.NOT_A_MEMBER, RefusalCode.NETWORK_EXISTS})
 
 
 class Network:
@@ -53,12 +57,37 @@ class Network:
         self.roster = Roster(state.uid, self.identity, state.roster)
         self.runner: NetworkRunner | None = None
         self.server_state: tuple[str, str | None] = ("connecting", None)
-        self.note: str | None = None
+        self.trouble: str | None = None
+        """Why it could not be brought up."""
+        self._unsaved: str | None = None
         self._directory = directory
         self._publish = publish
         self._waiting: dict[int, asyncio.Future[ActionFinished]] = {}
         self._pings: dict[int, asyncio.Future[PingFinished]] = {}
         self._next_ping = 1
+
+    @property
+    def is_ended(self) -> bool:
+        """True if its charter says that we are out of it for good: evicted, or the network is deleted."""
+        return self.roster.is_evicted or self.roster.charter.is_deleted
+
+    @property
+    def is_over(self) -> bool:
+        """True if it is ended, or the rendezvous knows nothing to end: its name is free and leaving needs no consent.
+
+        A creation or a farewell that was cut short leaves such a network, and a server that lost its data.
+        """
+        return self.is_ended or (self._refusal is not None and self._refusal.code in _NOT_KNOWN_THERE)
+
+    @property
+    def note(self) -> str | None:
+        """One sentence if something needs the user's attention."""
+        refused = None if self._refusal is None else f"the rendezvous refuses: {self._refusal.message}"
+        return self.trouble or self._unsaved or refused
+
+    @property
+    def _refusal(self) -> SessionRefused | None:
+        return None if self.runner is None else self.runner.node.session.refusal
 
     async def up(self, enrolled: Enrolled | None = None) -> None:
         """Bring it up. Raises TunError, OSError, ConfigError."""
@@ -100,6 +129,7 @@ class Network:
             self.runner = None
             await runner.stop(keep_device=False)
             raise
+        self.trouble = None
         assert runner.device is not None, "a runner that started has its device"
         state.interface, state.udp_port, state.is_up = runner.device.name, runner.ports[0], True
         self.save()
@@ -112,6 +142,13 @@ class Network:
             await runner.stop(keep_device=keep_device)
         self.save()
 
+    def change(self, **settings: object) -> None:
+        """Take other settings, on the disk first. Raises StateError; then nothing has changed."""
+        self.state.roster = self.roster.export()
+        self._directory.save(msgspec.structs.replace(self.state, **settings))
+        for name, value in settings.items():
+            setattr(self.state, name, value)
+
     def save(self) -> None:
         """To the disk; a failure is reported, and the next change tries again."""
         self.state.roster = self.roster.export()
@@ -120,9 +157,9 @@ class Network:
             self.state.server_pin = self.runner.link.pin
         try:
             self._directory.save(self.state)
-            self.note = None
+            self._unsaved = None
         except StateError as error:
-            self.note = str(error)
+            self._unsaved = str(error)
             log.error("state not saved error=%s", error)
 
     async def act(self, action: Callable[[Node, float, int], int]) -> None:

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import Callable
 from ipaddress import IPv4Network
 
-from tun.device import TunError
+from tun.device import TunError, open_device
 
 from .. import ipc
 from ..proto import owner
 from ..proto.charter import decode_charter
-from ..proto.control import RefusalCode
 from ..proto.control_session import create_opening, join_opening
-from ..proto.errors import ConfigError, MembershipError, MeshError, RendezvousError
-from ..proto.keys import Identity, NetworkKeys, check_interface, check_nick, check_pool, network_uid, pick_pool
+from ..proto.errors import ConfigError, MalformedMessage, MembershipError, MeshError
+from ..proto.keys import (
+    Identity,
+    NetworkKeys,
+    check_interface,
+    check_nick,
+    check_pool,
+    network_uid,
+    normalise_name,
+    pick_pool,
+)
+from ..proto.membership import MIN_PREFIX
 from ..proto.owner import PasswordRule
 from ..proto.roster import RosterState
 from ..state import NetworkState, StateDir
 from . import interface
-from .enrolment import Enrolled, enrol
+from .enrolment import AnswerLostError, Enrolled, enrol
 from .network import Network
 from .randomness import entropy
 
@@ -51,7 +61,7 @@ class Networks:
             log.error("%s", problem)
         for state in loaded.networks:
             network = self.by_uid[state.uid] = Network(state, self._directory, self._publish)
-            if state.is_up and not network.roster.is_evicted and not network.roster.charter.is_deleted:
+            if state.is_up and not network.is_ended:
                 await self._try_up(network)
 
     async def stop(self) -> None:
@@ -67,13 +77,9 @@ class Networks:
 
     def find(self, text: str) -> Network:
         """By name or uid prefix. Raises UnknownNetworkError."""
-        wanted = text.casefold()
-        found = [
-            network
-            for network in self.by_uid.values()
-            if network.state.name.casefold() == wanted
-            or (len(wanted) >= 4 and network.state.uid.hex().startswith(wanted))
-        ]
+        found = [network for network in self.by_uid.values() if is_same_name(network.state.name, text)]
+        if not found and len(text) >= MIN_PREFIX:
+            found = [network for network in self.by_uid.values() if network.state.uid.hex().startswith(text.casefold())]
         if len(found) != 1:
             problem = "this host is not in a network" if not found else "this host is in several networks"
             raise UnknownNetworkError(f"{problem} called {text}; see `meshvpn list`")
@@ -81,56 +87,59 @@ class Networks:
 
     async def create(self, request: ipc.CreateRequest) -> Network:
         """Found a network. Raises MeshError, TunError, OSError."""
-        keys = _keys(request.locator, request.wrap_key)
+        keys = network_keys(request.locator, request.wrap_key)
         async with self._enrolling:
-            self._check_name(request.name)
-            pool = await self._pool(request.pool)
+            former = await self._check(request)
+            pool = await self._pool(request.pool, former)
             network_owner, identity = Identity(entropy(32)), Identity(entropy(32))
             wall = int(time.time())
             roster = owner.found_network(request.name, keys, pool, network_owner, identity, entropy=entropy, wall=wall)
-            state = self._new_state(request, identity, roster, network_uid(network_owner.public), wall)
+            state = await self._new_state(request, identity, roster, network_uid(network_owner.public), former)
             state.owner, state.is_pending = network_owner.seed, True
+            # The server hands out the lowest free address, and a founder is first: a creation that is asked for again
+            # after a crash has an address before the answer.
+            state.address = str(next(pool.hosts()))
             # On disk before the server hears of it: an owner key that is lost would leave a network without an owner.
             self._directory.save(state)
             opening = create_opening(identity, state.uid, roster.charter)
             try:
                 enrolled = await enrol(state.server_url, state.server_pin, opening)
+            except AnswerLostError as error:
+                await self._ask_again(state)
+                raise AnswerLostError(
+                    f"{error}; the creation is asked for again until it does: `meshvpn list`"
+                ) from error
             except MeshError:
                 self._directory.remove(state.uid)
                 raise
             state.is_pending = False
-            return await self._admit(state, enrolled)
+            return await self._admit(state, enrolled, former)
 
     async def join(self, request: ipc.JoinRequest) -> Network:
         """Join a network. Raises MeshError, TunError, OSError."""
-        keys = _keys(request.locator, request.wrap_key)
+        keys = network_keys(request.locator, request.wrap_key)
         async with self._enrolling:
-            former = self._former(request.name)
-            if former is None:
-                self._check_name(request.name)
+            former = await self._check(request)
             identity = former.identity if former is not None else Identity(entropy(32))
-            opening = join_opening(identity, keys.locator)
-            enrolled = await enrol(request.server.url, request.server.pin, opening)
+            enrolled = await enrol(request.server.url, request.server.pin, join_opening(identity, keys.locator))
             try:
-                roster = owner.accept_invitation(enrolled.attached.answer.charter, keys)
+                roster = _invitation(enrolled, keys)
                 charter = decode_charter(roster.charter)
-                pool = IPv4Network(charter.pool)
-                await asyncio.to_thread(interface.check_collision, pool, ignore=self._mesh_interfaces())
-            except MeshError:
+                await self._check_pool(IPv4Network(charter.pool), former)
+                uid = network_uid(charter.owner)
+                state = await self._new_state(request, identity, roster, uid, former)
+            except (MeshError, TunError, OSError):
                 await enrolled.link.close()
                 raise
-            uid = network_uid(charter.owner)
-            state = self._new_state(request, identity, roster, uid, int(time.time()))
-            if former is not None:
-                await former.down(keep_device=False)
+            if former is not None and former.state.uid == uid:
                 state.tunnel_key = former.state.tunnel_key
-            return await self._admit(state, enrolled)
+            return await self._admit(state, enrolled, former)
 
     async def evict(self, network: Network, request: ipc.EvictRequest) -> None:
         """Put a member out. Raises MeshError."""
         rule: PasswordRule | NetworkKeys
         if request.password == "new":
-            rule = _keys(request.locator or "", request.wrap_key or "")
+            rule = network_keys(request.locator or "", request.wrap_key or "")
         elif request.password in ("keep", "retire"):
             rule = PasswordRule[request.password.upper()]
         else:
@@ -139,28 +148,34 @@ class Networks:
 
     async def leave(self, network: Network) -> None:
         """Leave for good, or clean up after an eviction or deletion."""
-        if not (network.roster.is_evicted or network.roster.charter.is_deleted):
-            if network.owner is not None:
-                raise MembershipError("you are the owner; use `meshvpn delete` to end the network for everybody")
+        if network.owner is not None and not network.is_ended:
+            raise MembershipError("you are the owner; use `meshvpn delete` to end the network for everybody")
+        if not network.is_over:
             await network.act(lambda node, now, wall_ns: node.leave(now=now, wall_ns=wall_ns))
         await self._forget(network)
 
     async def delete(self, network: Network) -> None:
         """End the network for everybody."""
-        if not network.roster.charter.is_deleted:
+        if network.owner is None:
+            raise MembershipError("only the owner can delete the network; use `meshvpn leave` to leave it")
+        if not network.is_over:
             await network.act(lambda node, now, wall_ns: node.delete(now=now, wall_ns=wall_ns))
         await self._forget(network)
 
     async def _forget(self, network: Network) -> None:
         await network.down(keep_device=False)
-        del self.by_uid[network.state.uid]
         self._directory.remove(network.state.uid)
+        del self.by_uid[network.state.uid]
 
-    async def _admit(self, state: NetworkState, enrolled: Enrolled) -> Network:
+    async def _admit(self, state: NetworkState, enrolled: Enrolled, former: Network | None) -> Network:
         state.address = enrolled.attached.answer.address
         state.server_pin = enrolled.link.pin
         try:
+            if former is not None:
+                await former.down(keep_device=False)
             self._directory.save(state)
+            if former is not None and former.state.uid != state.uid:
+                await self._forget(former)
             network = Network(state, self._directory, self._publish)
             # From here on the server has us as a member: if the interface fails, `up` can be tried again.
             self.by_uid[state.uid] = network
@@ -170,24 +185,69 @@ class Networks:
             raise
         return network
 
+    async def _ask_again(self, state: NetworkState) -> None:
+        """A creation whose answer was lost: from now on like after a restart."""
+        network = self.by_uid[state.uid] = Network(state, self._directory, self._publish)
+        await self._try_up(network)
+
     async def _try_up(self, network: Network) -> None:
         try:
             await network.up()
         except (MeshError, OSError, TunError) as error:
-            problem = f"network {network.state.name} is down: {error}"
-            self.problems.append(problem)
-            log.error("%s", problem)
+            network.trouble = f"the network is down: {error}"
+            log.error("network down network=%s error=%s", network.state.name, error)
 
-    def _new_state(
+    # What can be refused is refused before the server is asked: it would count us as a member.
+
+    async def _check(self, request: ipc.CreateRequest | ipc.JoinRequest) -> Network | None:
+        """Raise ConfigError, MembershipError or TunError; the network of that name that is over, if there is one."""
+        normalise_name(request.name)
+        check_nick(request.nick or self._default_nick)
+        namesakes = [network for network in self.by_uid.values() if is_same_name(network.state.name, request.name)]
+        if any(not network.is_over for network in namesakes):
+            raise MembershipError("this host is in a network of that name already; see `meshvpn list`")
+        former = namesakes[0] if namesakes else None
+        if request.interface is not None:
+            await self._check_interface(request.interface, former)
+        return former
+
+    async def _check_interface(self, name: str, former: Network | None) -> None:
+        check_interface(name)
+        user = next((other for other in self._others(former) if other.state.interface == name), None)
+        if user is not None:
+            raise ConfigError(f"interface {name}", f"network {user.state.name} has it", "choose another --interface")
+        if former is None or former.state.interface != name:
+            await asyncio.to_thread(_try_device, name)
+
+    async def _check_pool(self, pool: IPv4Network, former: Network | None) -> None:
+        for other in self._others(former):
+            if pool.overlaps(IPv4Network(other.roster.charter.pool)):
+                problem = f"it collides with network {other.state.name} on interface {other.state.interface}"
+                raise ConfigError(f"address pool {pool}", problem, "create one of the two with another --subnet")
+        ignore = frozenset({former.state.interface or ""} if former is not None else ())
+        await asyncio.to_thread(interface.check_collision, pool, ignore=ignore)
+
+    async def _pool(self, wanted: str | None, former: Network | None) -> IPv4Network:
+        if wanted is not None:
+            pool = check_pool(wanted)
+            await self._check_pool(pool, former)
+            return pool
+        taken = [entry.network for entry in await asyncio.to_thread(interface.local_networks)]
+        ours = [IPv4Network(network.roster.charter.pool) for network in self.by_uid.values()]
+        return pick_pool([*ours, *(network for network in taken if isinstance(network, IPv4Network))], entropy)
+
+    def _others(self, former: Network | None) -> list[Network]:
+        return [network for network in self.by_uid.values() if network is not former]
+
+    async def _new_state(
         self,
         request: ipc.CreateRequest | ipc.JoinRequest,
         identity: Identity,
         roster: RosterState,
         uid: bytes,
-        wall: int,
+        former: Network | None,
     ) -> NetworkState:
-        if request.interface is not None:
-            check_interface(request.interface)
+        kept = former.state.interface if former is not None else None
         return NetworkState(
             name=request.name,
             uid=uid,
@@ -196,51 +256,46 @@ class Networks:
             owner=None,
             server_url=request.server.url,
             server_pin=request.server.pin,
-            nick=check_nick(request.nick or self._default_nick),
-            interface=request.interface,
+            nick=request.nick or self._default_nick,
+            interface=request.interface or kept or await self._free_interface(),
             address="",
-            joined_at=wall,
+            joined_at=int(time.time()),
             roster=roster,
         )
 
-    def _check_name(self, name: str) -> None:
-        if any(network.state.name.casefold() == name.casefold() for network in self.by_uid.values()):
-            raise RendezvousError(RefusalCode.NETWORK_EXISTS, "you are already a member of a network of that name")
-
-    def _former(self, name: str) -> Network | None:
-        """A network that put us out: joining again is done with the same identity."""
-        return next(
-            (
-                network
-                for network in self.by_uid.values()
-                if network.state.name.casefold() == name.casefold() and network.roster.is_evicted
-            ),
-            None,
-        )
-
-    async def _pool(self, wanted: str | None) -> IPv4Network:
-        ignore = self._mesh_interfaces()
-        if wanted is not None:
-            pool = check_pool(wanted)
-            await asyncio.to_thread(interface.check_collision, pool, ignore=ignore)
-            return pool
-        local = await asyncio.to_thread(interface.local_networks)
-        return pick_pool([entry.network for entry in local if isinstance(entry.network, IPv4Network)], entropy)
-
-    def _mesh_interfaces(self) -> frozenset[str]:
-        """Interfaces left over from networks that are down: their own addresses are no collision."""
-        return frozenset(
-            network.state.interface
-            for network in self.by_uid.values()
-            if network.state.interface and network.roster.is_evicted
-        )
+    async def _free_interface(self) -> str:
+        """A name that no interface has, nor any network that is down."""
+        taken = {*await asyncio.to_thread(interface.interface_names)}
+        taken.update(network.state.interface or "" for network in self.by_uid.values())
+        return next(name for number in itertools.count() if (name := f"mesh{number}") not in taken)
 
 
-def _keys(locator: str, wrap_key: str) -> NetworkKeys:
+def network_keys(locator: str, wrap_key: str) -> NetworkKeys:
+    """What a request carries, as bytes. Raises ConfigError."""
     try:
         keys = NetworkKeys(bytes.fromhex(locator), bytes.fromhex(wrap_key))
-    except ValueError as error:
-        raise ConfigError("keys", "they are not hexadecimal", "use the meshvpn command") from error
+    except ValueError:  # `from None`: the error shows a digit of the key
+        raise ConfigError("keys", "they are not hexadecimal", "use the meshvpn command") from None
     if len(keys.locator) != 32 or len(keys.wrap_key) != 32:
         raise ConfigError("keys", "they are not 32 bytes each", "use the meshvpn command")
     return keys
+
+
+def is_same_name(name: str, other: str) -> bool:
+    """True if two spellings mean one network."""
+    try:
+        return normalise_name(name) == normalise_name(other)
+    except ConfigError:
+        return False
+
+
+def _invitation(enrolled: Enrolled, keys: NetworkKeys) -> RosterState:
+    try:
+        return owner.accept_invitation(enrolled.attached.answer.charter, keys)
+    except MalformedMessage as error:
+        raise MembershipError(f"the server's answer is not genuine ({error}); do not trust this server") from error
+
+
+def _try_device(name: str) -> None:
+    """Raise TunError if the interface belongs to another program or is no TUN device; what was there stays."""
+    open_device(name, persist=False).close()
