@@ -97,6 +97,7 @@ class Node:
         self._relay_id = 0
         self._relay_ids: dict[bytes, int] = {}
         self._udp_hosts: tuple[str, ...] = ()
+        self._kept_charter = roster.signed_charter
         self._transmits: list[Transmit] = []
         self._commands: list[Command] = []
         self._events: list[NodeEvent] = []
@@ -504,7 +505,9 @@ class Node:
                 case NetworkDeleted():
                     self._leave_data_plane()
                     self._events.append(MembershipChanged("deleted"))
-        if events:
+        # One that changes nobody's membership (a new password) must survive a restart too: older ones are refused.
+        if events or self.roster.signed_charter is not self._kept_charter:
+            self._kept_charter = self.roster.signed_charter
             self._events.append(StateChanged())
 
     def _leave_data_plane(self) -> None:
