@@ -24,6 +24,7 @@ from ..proto.errors import ConfigError, MembershipError, MeshError, RendezvousEr
 from ..proto.keys import check_nick
 from ..state import StateError
 from .control_link import PinMismatchError, ServerUnreachableError
+from .interface import TakenError
 from .network import Network
 from .networks import Networks, UnknownNetworkError, network_keys
 
@@ -42,6 +43,7 @@ _STATUS = {
     UnknownNetworkError: (404, "unknown_network"),
     ServerUnreachableError: (504, "server_unreachable"),
     PinMismatchError: (502, "pin_mismatch"),
+    TakenError: (409, "taken"),
     ConfigError: (400, "usage"),
     MembershipError: (409, "refused"),
     StateError: (409, "state"),

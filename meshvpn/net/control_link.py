@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import hmac
 import logging
+import os
 import socket
 import ssl
 from collections.abc import Awaitable
@@ -225,12 +226,14 @@ def describe_failure(url: str, error: Exception) -> str:
             why = "no answer"
         case aiohttp.ClientConnectorCertificateError():
             why = "its certificate is not trusted any more"
+        case aiohttp.ClientSSLError() | ssl.SSLError():
+            why = "it does not speak TLS; is it http://?"
+        case aiohttp.ServerDisconnectedError():
+            why = "it closed the connection; is it https://?"
         case aiohttp.WSServerHandshakeError(status=status):
             why = f"it answers HTTP status {status}, so it is no meshvpn-rendezvous"
-        case aiohttp.ClientConnectorError(os_error=os_error) if os_error is not None and os_error.strerror:
-            why = os_error.strerror.lower()
-        case OSError(strerror=strerror) if strerror:
-            why = strerror.lower()
+        case aiohttp.ClientConnectorError(os_error=OSError(errno=int(number))) | OSError(errno=int(number)):
+            why = os.strerror(number).lower()
         case _:
             why = type(error).__name__
     return f"the rendezvous {url} cannot be reached ({why}); check --server, its port (TCP and UDP) and the firewall"

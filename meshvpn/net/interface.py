@@ -27,6 +27,10 @@ _UNICAST = 1
 _MAIN_TABLE = 254
 
 
+class TakenError(ConfigError):
+    """A value that would do, but something on this host has it already."""
+
+
 @dataclass(frozen=True, slots=True)
 class LocalNetwork:
     """A prefix that this host has an address or a route in, and the interface it belongs to."""
@@ -108,10 +112,10 @@ def local_hosts(*, ignore: frozenset[str] = frozenset()) -> list[str]:
 
 
 def check_collision(pool: IPv4Network, *, ignore: frozenset[str] = frozenset()) -> None:
-    """Raise ConfigError, naming the interface, if the pool overlaps a prefix that this host uses."""
+    """Raise TakenError, naming the interface, if the pool overlaps a prefix that this host uses."""
     for entry in local_networks(ignore=ignore):
         if entry.network.version == 4 and pool.overlaps(entry.network):
-            raise ConfigError(
+            raise TakenError(
                 f"address pool {pool}",
                 f"it collides with {entry.network} on interface {entry.interface} of this host",
                 "create the network with another --subnet, or renumber that interface",

@@ -200,7 +200,7 @@ class Networks:
     # What can be refused is refused before the server is asked: it would count us as a member.
 
     async def _check(self, request: ipc.CreateRequest | ipc.JoinRequest) -> Network | None:
-        """Raise ConfigError, MembershipError or TunError; the network of that name that is over, if there is one."""
+        """The network of that name that is over, if there is one. Raises ConfigError, MembershipError, TunError."""
         normalise_name(request.name)
         check_nick(request.nick or self._default_nick)
         namesakes = [network for network in self.by_uid.values() if is_same_name(network.state.name, request.name)]
@@ -215,7 +215,9 @@ class Networks:
         check_interface(name)
         user = next((other for other in self._others(former) if other.state.interface == name), None)
         if user is not None:
-            raise ConfigError(f"interface {name}", f"network {user.state.name} has it", "choose another --interface")
+            raise interface.TakenError(
+                f"interface {name}", f"network {user.state.name} has it", "choose another --interface"
+            )
         if former is None or former.state.interface != name:
             await asyncio.to_thread(_try_device, name)
 
@@ -223,7 +225,9 @@ class Networks:
         for other in self._others(former):
             if pool.overlaps(IPv4Network(other.roster.charter.pool)):
                 problem = f"it collides with network {other.state.name} on interface {other.state.interface}"
-                raise ConfigError(f"address pool {pool}", problem, "create one of the two with another --subnet")
+                raise interface.TakenError(
+                    f"address pool {pool}", problem, "create one of the two with another --subnet"
+                )
         ignore = frozenset({former.state.interface or ""} if former is not None else ())
         await asyncio.to_thread(interface.check_collision, pool, ignore=ignore)
 
