@@ -1,0 +1,157 @@
+"""A test stand: the real programs in one namespace with a rendezvous, and a second host where somebody has to join.
+
+"net"  rendezvous on 20.1.0.1, daemons       "s1"  daemons behind a NAT router
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..netns.lab import SERVER_HOST, Lab
+
+BIN = Path(sys.executable).parent
+PASSWORD = "correct horse battery staple"
+ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("MESHVPN_")}
+Done = subprocess.CompletedProcess[str]
+
+
+def refusal(done: Done, status: int) -> str:
+    """The line that a failed command printed, after checking that it is one line and the exit status right."""
+    assert done.returncode == status, (done.returncode, done.stderr)
+    assert done.stdout == ""
+    assert done.stderr.startswith("meshvpn: ")
+    assert done.stderr.endswith("\n")
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+def meshvpn(socket: Path, *arguments: str, stdin: str | bytes = "") -> Done:
+    """Run the command; a Unix socket needs no namespace."""
+    command = [str(BIN / "meshvpn"), "--socket", str(socket), *arguments]
+    data = stdin if isinstance(stdin, bytes) else stdin.encode()
+    done = subprocess.run(command, input=data, env=ENVIRONMENT, capture_output=True, timeout=60, check=False)
+    stdout, stderr = done.stdout.decode(), done.stderr.decode()
+    assert "Traceback" not in stderr, stderr
+    return subprocess.CompletedProcess(done.args, done.returncode, stdout, stderr)
+
+
+@dataclass
+class Daemon:
+    """One meshvpnd and its state; it may be started several times."""
+
+    lab: Lab
+    name: str
+    where: str
+    program: Sequence[str]
+    options: Sequence[str]
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def socket(self) -> Path:
+        return self.lab.directory / f"{self.name}.sock"
+
+    @property
+    def state(self) -> Path:
+        return self.lab.directory / f"{self.name}.state"
+
+    @property
+    def running(self) -> subprocess.Popen[bytes]:
+        assert self.process is not None
+        return self.process
+
+    def command(self) -> list[str]:
+        return [*self.program, "--state-dir", str(self.state), "--socket", str(self.socket), *self.options]
+
+    def start(self, program: Sequence[str] = ()) -> None:
+        """Start and wait until it is ready, or dead."""
+        before = self.log().count("ready")
+        self.program = program or self.program
+        self.process = self.lab.start(self.where, self.name, self.command())
+        self.lab.wait(
+            f"{self.name} ready", lambda: self.log().count("ready") > before or self.running.poll() is not None
+        )
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """End it; its exit status."""
+        self.running.send_signal(number)
+        return self.running.wait(timeout=10)
+
+    def log(self) -> str:
+        file = self.lab.directory / f"{self.name}.log"
+        return file.read_text() if file.exists() else ""
+
+    def meshvpn(self, *arguments: str, stdin: str | bytes = "") -> Done:
+        return meshvpn(self.socket, *arguments, stdin=stdin)
+
+    def enter(self, command: str, net: str, *options: str, password: str = PASSWORD) -> Done:
+        """Create or join."""
+        source = ("--server", SERVER_HOST, "--password-file", "-")
+        return self.meshvpn(command, net, *source, *options, stdin=password + "\n")
+
+    def enters(self, command: str, net: str, *options: str) -> None:
+        """The same; it has to succeed."""
+        done = self.enter(command, net, *options)
+        assert done.returncode == 0, done.stderr
+
+    def does(self, *arguments: str, stdin: str = "") -> str:
+        """A command that has to succeed; what it printed."""
+        done = self.meshvpn(*arguments, stdin=stdin)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.does("--json", "status"))
+        return found
+
+    def networks(self) -> dict[str, dict[str, Any]]:
+        """`list --json` by name."""
+        return {network["network"]: network for network in json.loads(self.does("--json", "list"))}
+
+    def wait_online(self, net: str) -> None:
+        self.lab.wait(f"{net} online at {self.name}", lambda: self.networks()[net]["state"] == "online")
+
+
+class Stand:
+    """A lab with a rendezvous."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.server: subprocess.Popen[bytes] | None = None
+
+    def start_server(self) -> None:
+        """Start the rendezvous, the first time or again."""
+        data = self.lab.directory / "rendezvous"
+        command = [str(BIN / "meshvpn-rendezvous"), "serve", "--listen", f"{SERVER_HOST}:7770", "--data", str(data)]
+        log = self.lab.directory / "rendezvous.log"
+        before = self.lab.log("rendezvous").count("ready") if log.exists() else 0
+        self.server = self.lab.start("net", "rendezvous", command)
+        self.lab.wait("rendezvous ready", lambda: self.lab.log("rendezvous").count("ready") > before)
+
+    def stop_server(self) -> None:
+        assert self.server is not None
+        self.server.terminate()
+        self.server.wait(timeout=10)
+
+    def daemon(self, name: str, where: str = "net", options: Sequence[str] = ()) -> Daemon:
+        """A daemon with a state of its own, not started."""
+        return Daemon(self.lab, name, where, [str(BIN / "meshvpnd")], options)
+
+
+@contextlib.contextmanager
+def stand(*, sites: int = 0) -> Iterator[Stand]:
+    """A stand with its rendezvous running, and so many hosts s1, s2, … besides."""
+    with Lab() as lab:
+        for number in range(sites):
+            lab.add_site(number + 1)
+        made = Stand(lab)
+        made.start_server()
+        yield made
