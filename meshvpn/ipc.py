@@ -37,7 +37,15 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
     pin: str | None = None  # sha256:HEX of the certificate
 
 
-class CreateRequest(msgspec.Struct, frozen=True, kw_only=True):
+class _Secret(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that carries keys; it is printed without them."""
+
+    def __repr__(self) -> str:
+        """Without the keys."""
+        return f"{type(self).__name__}(…)"
+
+
+class CreateRequest(_Secret, frozen=True, kw_only=True):
     """`locator` and `wrap_key` come from name and password; 64 hexadecimal digits each."""
 
     name: str
@@ -49,7 +57,7 @@ class CreateRequest(msgspec.Struct, frozen=True, kw_only=True):
     interface: str | None = None
 
 
-class JoinRequest(msgspec.Struct, frozen=True, kw_only=True):
+class JoinRequest(_Secret, frozen=True, kw_only=True):
     """As CreateRequest, without a pool."""
 
     name: str
@@ -66,7 +74,7 @@ class PeerRequest(msgspec.Struct, frozen=True, kw_only=True):
     peer: str
 
 
-class EvictRequest(msgspec.Struct, frozen=True, kw_only=True):
+class EvictRequest(_Secret, frozen=True, kw_only=True):
     """`password` is retire, keep or new; new carries the keys derived from the new password."""
 
     peer: str
@@ -75,7 +83,7 @@ class EvictRequest(msgspec.Struct, frozen=True, kw_only=True):
     wrap_key: str | None = None
 
 
-class PasswordRequest(msgspec.Struct, frozen=True, kw_only=True):
+class PasswordRequest(_Secret, frozen=True, kw_only=True):
     """The keys derived from the network's name and the new password."""
 
     locator: str
