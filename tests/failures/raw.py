@@ -19,18 +19,20 @@ class Connection(http.client.HTTPConnection):
         super().__init__("localhost", timeout=30)
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(30)
-        self.sock.connect(str(path))
+        try:
+            self.sock.connect(str(path))
+        except OSError:
+            self.sock.close()
+            raise
 
 
 def ask(connection: Connection, method: str, route: str, body: msgspec.Struct | bytes | None = None) -> tuple[int, str]:
     """One request; status and body of the answer."""
     data = body if body is None or isinstance(body, bytes) else msgspec.json.encode(body)
-    connection.request(method, route, data)
-    response = connection.getresponse()
-    try:
+    with contextlib.closing(connection):
+        connection.request(method, route, data)
+        response = connection.getresponse()
         return response.status, response.read().decode()
-    finally:
-        connection.close()
 
 
 @contextlib.contextmanager
