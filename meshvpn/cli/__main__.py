@@ -328,6 +328,8 @@ def _usage(error: TyperException) -> str:
     context = getattr(error, "ctx", None)
     command = "meshvpn" if context is None else context.command_path
     message = " ".join(error.format_message().split()).rstrip(".")
+    if message.startswith("Got unexpected extra argument"):
+        message = "too many arguments, a password is none"  # typer repeats them; one may be a password
     return f"{message[:1].lower()}{message[1:]}; see `{command} --help`"
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import pty
+import select
+import signal
 import socketserver
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -19,6 +22,7 @@ from meshvpn import ipc
 from meshvpn.proto.keys import derive_network_keys
 
 PASSWORD = "correct horse battery"
+ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("MESHVPN_")}
 PEER = ipc.PeerView(
     nick="berlin",
     identity="ab12cd34" * 8,
@@ -78,6 +82,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         assert isinstance(daemon, FakeDaemon)
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         daemon.requests.append((self.command, self.path, body))
+        if daemon.status == 0:
+            return  # as if it were killed now
         data = msgspec.json.encode(daemon.reply)
         self.send_response(daemon.status)
         self.send_header("Content-Length", str(len(data)))
@@ -108,14 +114,19 @@ def password_file(tmp_path: Path) -> Path:
     return file
 
 
-def meshvpn(path: Path, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MESHVPN_")}
+def meshvpn(
+    path: Path,
+    *arguments: str | bytes,
+    stdin: str = "",
+    environment: Mapping[str, str] = ENVIRONMENT,
+    encoding: str = "utf-8",
+) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [sys.executable, "-m", "meshvpn.cli", "--socket", str(path), *arguments],
         input=stdin,
-        env=environment,
+        env={**ENVIRONMENT, **environment},
         capture_output=True,
-        text=True,
+        encoding=encoding,
         timeout=60,
         check=False,
     )
@@ -163,8 +174,9 @@ def test_without_a_terminal_or_a_file_there_is_no_password(daemon: FakeDaemon) -
 
 
 def test_a_password_is_no_argument(daemon: FakeDaemon) -> None:
-    done = meshvpn(daemon.path, "passwd", "piaf-vpn", "something")
+    done = meshvpn(daemon.path, "passwd", "piaf-vpn", PASSWORD)
     assert done.returncode == 2
+    assert "a password is none" in done.stderr
     assert daemon.requests == []
 
 
@@ -183,12 +195,103 @@ def test_without_a_daemon_it_says_how_to_start_it(tmp_path: Path) -> None:
     assert "systemctl start meshvpnd" in done.stderr
 
 
-@pytest.mark.parametrize("server", ["", "ftp://a", "a:0", "a:99999", "a/path"])
+def test_a_daemon_that_dies_while_it_is_asked_is_status_3(daemon: FakeDaemon) -> None:
+    daemon.status = 0
+    done = meshvpn(daemon.path, "up", "piaf-vpn")
+    assert done.returncode == 3
+    assert done.stderr == (
+        "meshvpn: Going online in piaf-vpn .. failed, the daemon ended while it was asked; "
+        "see `journalctl -u meshvpnd`\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        "",
+        "ftp://a",
+        "a:0",
+        "a:99999",
+        "a/path",
+        "me@a",
+        f"https://me:{PASSWORD}@a",
+        "a?x=1",
+        "a?",
+        "a#x",
+        "a b",
+        "a\n",
+        "2001:db8::1",
+        "http://",
+    ],
+)
 def test_a_server_that_is_none_is_a_usage_error_before_any_question(daemon: FakeDaemon, server: str) -> None:
     done = meshvpn(daemon.path, "join", "piaf-vpn", "--server", server)
     assert done.returncode == 2
     assert "server" in done.stderr
+    assert done.stderr.count("\n") == 1
     assert daemon.requests == []
+
+
+@pytest.mark.parametrize(
+    ("server", "url"),
+    [
+        ("example.org", "https://example.org:7770"),
+        ("example.org:443", "https://example.org:443"),
+        ("http://10.0.0.1", "http://10.0.0.1:7770"),
+        ("[2001:db8::1]:99", "https://[2001:db8::1]:99"),
+        ("https://EXAMPLE.org/", "https://example.org:7770"),
+    ],
+)
+def test_a_server_is_a_host_a_port_or_a_url(daemon: FakeDaemon, server: str, url: str) -> None:
+    daemon.reply = NETWORK
+    pin = "sha256:" + "AB" * 32
+    arguments = ("join", "n", "--server", server, "--server-pin", pin, "--password-file", "-")
+    assert meshvpn(daemon.path, *arguments, stdin=PASSWORD).returncode == 0
+    request = msgspec.json.decode(daemon.requests[0][2], type=ipc.JoinRequest)
+    assert request.server == ipc.ServerOptions(url=url, pin=pin.lower())
+
+
+@pytest.mark.parametrize("pin", ["", "sha256:", "sha256:" + "z" * 64, "sha256:" + "a" * 63, "md5:" + "a" * 64, "ca"])
+def test_a_pin_that_is_none_is_a_usage_error(daemon: FakeDaemon, pin: str) -> None:
+    done = meshvpn(daemon.path, "join", "n", "--server", "example.org", "--server-pin", pin)
+    assert done.returncode == 2
+    assert "64 hexadecimal digits" in done.stderr
+    assert daemon.requests == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("frobnicate",), "no such command 'frobnicate'; see `meshvpn --help`"),
+        (("list", "--frob"), "no such option: --frob; see `meshvpn list --help`"),
+        (("join",), "missing argument 'net'; see `meshvpn join --help`"),
+        (("join", "a", "b"), "too many arguments, a password is none; see `meshvpn join --help`"),
+        (("ping", "a", "b", "-c", "x"), "invalid value for '-c' / '--count': 'x' is not a valid int range"),
+        (("join", "n", "--server"), "option '--server' requires an argument; see `meshvpn --help`"),
+        (("join", "n", "--server", "h", "--interface", "a/b"), "interface 'a/b': it is no interface name"),
+        (("nick", "n", "a b"), "nickname 'a b': it is not usable"),
+        (("evict", "n", b"\xff"), "the arguments are not valid UTF-8"),
+    ],
+)
+def test_a_usage_error_is_one_line_and_status_2(
+    daemon: FakeDaemon, arguments: tuple[str | bytes, ...], complaint: str
+) -> None:
+    done = meshvpn(daemon.path, *arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"meshvpn: {complaint}")
+    assert done.stderr.count("\n") == 1
+    assert daemon.requests == []
+
+
+def test_without_a_command_it_shows_the_commands_and_fails(daemon: FakeDaemon) -> None:
+    environment = {**os.environ, "COLUMNS": "100"}
+    done = subprocess.run(
+        [sys.executable, "-m", "meshvpn.cli"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "Found a network" in done.stdout
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize(
@@ -198,6 +301,7 @@ def test_a_server_that_is_none_is_a_usage_error_before_any_question(daemon: Fake
         (("delete", "n"), "/v1/networks/n/delete"),
         (("go-online", "n"), "/v1/networks/n/up"),
         (("go-offline", "n"), "/v1/networks/n/down"),
+        (("set-nick", "n", "me2"), "/v1/networks/n/nick"),
         (("unban", "n", "berlin"), "/v1/networks/n/unban"),
         (("nick", "n", "me2"), "/v1/networks/n/nick"),
     ],
@@ -237,8 +341,81 @@ def test_json_is_exactly_what_the_daemon_said(daemon: FakeDaemon) -> None:
     assert printed == msgspec.to_builtins([NETWORK])
 
 
+def test_json_may_stand_after_the_command_too(daemon: FakeDaemon) -> None:
+    daemon.reply = [NETWORK]
+    assert meshvpn(daemon.path, "list", "--json").stdout == meshvpn(daemon.path, "--json", "list").stdout
+
+
+def test_a_nickname_that_the_terminal_cannot_show_is_no_failure(daemon: FakeDaemon) -> None:
+    daemon.reply = [msgspec.structs.replace(NETWORK, network="büro-№7")]
+    done = meshvpn(daemon.path, "list", environment={"PYTHONIOENCODING": "latin-1"}, encoding="latin-1")
+    assert done.returncode == 0
+    assert "[büro-\\u21167]" in done.stdout
+
+
+@pytest.mark.parametrize("command", [("leave", "n"), ("delete", "n"), ("evict", "n", "berlin")])
+@pytest.mark.parametrize(("answer", "is_done"), [("y", True), ("YES", True), ("n", False), ("", False)])
+def test_what_destroys_asks_a_person_first(
+    daemon: FakeDaemon, command: tuple[str, ...], answer: str, is_done: bool
+) -> None:
+    status, shown = _typed(daemon, [*command], f"{answer}\n")
+    assert "[y/N]" in shown
+    assert (status == 0, len(daemon.requests)) == (is_done, is_done)
+    assert is_done or shown.rstrip().endswith("meshvpn: not done")
+
+
+def test_nobody_is_asked_with_yes(daemon: FakeDaemon) -> None:
+    status, shown = _typed(daemon, ["leave", "n", "--yes"], "")
+    assert (status, len(daemon.requests)) == (0, 1)
+    assert "[y/N]" not in shown
+
+
+def test_a_password_is_typed_twice_for_something_new_and_never_shown(daemon: FakeDaemon) -> None:
+    status, shown = _typed(daemon, ["passwd", "n"], f"{PASSWORD}\n", f"{PASSWORD}\n")
+    assert (status, len(daemon.requests)) == (0, 1)
+    assert PASSWORD not in shown
+    status, shown = _typed(daemon, ["passwd", "n"], f"{PASSWORD}\n", "another\n")
+    assert (status, len(daemon.requests)) == (2, 1)
+    assert "the two passwords differ; try again" in shown
+
+
+def test_the_end_of_input_is_no_password(daemon: FakeDaemon) -> None:
+    status, shown = _typed(daemon, ["passwd", "n"], "\x04")
+    assert (status, daemon.requests) == (2, [])
+    assert "no password was given; try again" in shown
+
+
+def test_an_interrupt_ends_quietly(daemon: FakeDaemon) -> None:
+    status, shown = _typed(daemon, ["passwd", "n"], "\x03")
+    assert (status, daemon.requests) == (130, [])
+    assert "Traceback" not in shown
+
+
 def test_ping_fails_when_nothing_answers(daemon: FakeDaemon) -> None:
     daemon.reply = ipc.PingReply(nick="berlin", address="10.7.5.2", path="direct", rtt_ms=None)
     done = meshvpn(daemon.path, "ping", "n", "berlin", "-c", "2")
     assert done.returncode == 1
     assert done.stdout.count("no answer") == 2
+
+
+def _typed(daemon: FakeDaemon, arguments: list[str], *answers: str) -> tuple[int, str]:
+    """Run the command at a terminal and give one answer to each question; exit status and what is to be seen."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        program = [sys.executable, "-m", "meshvpn.cli", "--socket", str(daemon.path), *arguments]
+        os.execve(sys.executable, program, ENVIRONMENT)
+    shown, left = "", list(answers)
+    try:
+        while True:
+            assert select.select([terminal], [], [], 30)[0], f"no end in sight: {shown!r}"
+            shown += os.read(terminal, 65536).decode()
+            if left and shown.endswith((": ", "[y/N] ")):
+                os.write(terminal, left.pop(0).encode())
+    except OSError:  # EIO: the other end is closed
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), shown
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
+    finally:
+        os.close(terminal)
