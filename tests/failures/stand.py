@@ -161,8 +161,15 @@ class Stand:
 def stand(*, sites: int = 0) -> Iterator[Stand]:
     """A stand with its rendezvous running, and so many hosts s1, s2, … besides."""
     with Lab() as lab:
-        for number in range(sites):
-            lab.add_site(number + 1)
+        hosts = [lab.add_site(number + 1) for number in range(sites)]
         made = Stand(lab)
         made.start_server()
+        for host in hosts:
+            _wait_until_reachable(lab, host)
         yield made
+
+
+def _wait_until_reachable(lab: Lab, host: str) -> None:
+    """A busy kernel takes its time until new links carry packets."""
+    ping = ["ping", "-c", "1", "-W", "1", SERVER_HOST]
+    lab.wait(f"{host} reaches the server", lambda: lab.attempt(host, ping).returncode == 0)
