@@ -140,12 +140,19 @@ class Stand:
 
     def start_server(self) -> None:
         """Start the rendezvous, the first time or again."""
-        data = self.lab.directory / "rendezvous"
-        command = [str(BIN / "meshvpn-rendezvous"), "serve", "--listen", f"{SERVER_HOST}:7770", "--data", str(data)]
-        log = self.lab.directory / "rendezvous.log"
-        before = self.lab.log("rendezvous").count("ready") if log.exists() else 0
-        self.server = self.lab.start("net", "rendezvous", command)
-        self.lab.wait("rendezvous ready", lambda: self.lab.log("rendezvous").count("ready") > before)
+        self.server = self._serve("rendezvous", 7770)
+
+    def start_plain_server(self, port: int) -> None:
+        """Another one, without TLS."""
+        self._serve("plain", port, "--no-tls")
+
+    def _serve(self, name: str, port: int, *options: str) -> subprocess.Popen[bytes]:
+        where = ["--listen", f"{SERVER_HOST}:{port}", "--data", str(self.lab.directory / name)]
+        log = self.lab.directory / f"{name}.log"
+        before = log.read_text().count("ready") if log.exists() else 0
+        process = self.lab.start("net", name, [str(BIN / "meshvpn-rendezvous"), "serve", *where, *options])
+        self.lab.wait(f"{name} ready", lambda: log.read_text().count("ready") > before)
+        return process
 
     def stop_server(self) -> None:
         assert self.server is not None

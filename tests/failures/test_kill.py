@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from .stand import BIN, Daemon, Done, Stand, stand
+from ..netns.lab import SERVER_HOST
+from .stand import BIN, PASSWORD, Daemon, Done, Stand, refusal, stand
 
 pytestmark = pytest.mark.netns
 
@@ -74,6 +75,24 @@ def test_a_creation_cut_short_never_happened_or_is_asked_for_again(made: Stand, 
     assert network["address"] == network["pool"].replace(".0/24", ".1")
     daemon.does("delete", "new")
     assert daemon.stop() == 0
+
+
+def test_a_creation_whose_answer_is_lost_is_asked_for_again(made: Stand) -> None:
+    made.start_plain_server(7790)
+    cutter = [sys.executable, "-m", "tests.failures.cutter", "7795", SERVER_HOST, "7790"]
+    made.lab.start("net", "cutter", cutter)
+    made.lab.wait("cutter ready", lambda: "ready" in made.lab.log("cutter"))
+    daemon = made.daemon("unanswered")
+    daemon.start()
+    server = f"http://{SERVER_HOST}:7795"
+    done = daemon.meshvpn("create", "new", "--server", server, "--password-file", "-", stdin=PASSWORD)
+    assert "was asked and did not answer" in refusal(done, NO_SERVER)
+    assert "asked for again until it does: `meshvpn list`" in done.stderr
+    assert "in a network of that name already" in refusal(daemon.enter("create", "new"), 1)
+    daemon.wait_online("new")
+    assert daemon.networks()["new"]["role"] == "owner"
+    daemon.does("delete", "new")
+    daemon.stop()
 
 
 @pytest.mark.parametrize("call", [26, 32])
