@@ -183,13 +183,17 @@ def _load_network(directory: Path, loaded: Loaded) -> None:
     file = directory / _FILE
     if not file.exists():
         for aside in sorted(directory.glob(f"{_FILE}.damaged-*")):
-            loaded.problems.append(f"{file} was damaged and is kept as {aside.name}; join the network again")
+            loaded.problems.append(
+                f"{file} was damaged and is kept as {aside.name}; restore it from a backup or join again"
+            )
         return
     try:
         state = msgspec.msgpack.decode(read_checked(file), type=NetworkState)
     except (StateError, msgspec.MsgspecError):
         aside = _set_aside(file)
-        loaded.problems.append(f"{file} is damaged and was kept as {aside.name}; join the network again")
+        loaded.problems.append(
+            f"{file} is damaged and was kept as {aside.name}; restore it from a backup or join again"
+        )
         return
     if directory.name != state.uid.hex():
         loaded.problems.append(f"{directory} is ignored: it is a copy of {state.uid.hex()}; move it elsewhere")

@@ -45,7 +45,7 @@ def test_damaged_files_are_kept_aside_and_named_and_the_other_networks_come_up(d
         files[name].write_bytes(content)
     daemon.start()
     problems = daemon.status()["problems"]
-    remedy = "is damaged and was kept as network.damaged-1; join the network again"
+    remedy = "is damaged and was kept as network.damaged-1; restore it from a backup or join again"
     assert sorted(problems) == sorted(f"{files[name]} {remedy}" for name in HARMS)
     for problem in problems:
         assert f"ERROR meshvpn.net.networks {problem}\n" in daemon.log()
@@ -69,8 +69,8 @@ def test_what_was_kept_aside_is_named_at_each_start_and_never_overwritten(daemon
     assert daemon.stop() == 0
     daemon.start()
     assert [problem.split(" is kept as ")[1] for problem in daemon.status()["problems"]] == [
-        "network.damaged-1; join the network again",
-        "network.damaged-2; join the network again",
+        "network.damaged-1; restore it from a backup or join again",
+        "network.damaged-2; restore it from a backup or join again",
     ]
     assert [file.with_name(f"network.damaged-{number}").read_bytes() for number in (1, 2)] == [b"harm 1", b"harm 2"]
     # As an operator would who has a backup: the network is whole again.
