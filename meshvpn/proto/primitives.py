@@ -12,6 +12,8 @@ import struct
 from nacl import bindings
 from nacl.exceptions import CryptoError
 
+from .constants import KEY_BYTES, TAG_BYTES
+
 _TAI64_EPOCH = 2**62 + 10
 """TAI64 label of the Unix epoch, with the ten seconds that TAI was ahead then."""
 _TIMESTAMP_GRAIN = 1 << 24
@@ -20,12 +22,15 @@ _COUNTER_NONCE = struct.Struct("<4xQ")
 
 
 def x25519_public(private_key: bytes) -> bytes:
-    """The public key (32 bytes) of a private one (RFC 7748 §5)."""
+    """The public key (32 bytes) of a private one (RFC 7748 §5). Raises ValueError for another length."""
+    _check_length(private_key)
     return bindings.crypto_scalarmult_base(private_key)
 
 
 def x25519(private_key: bytes, public_key: bytes) -> bytes:
-    """DH(private, public) of RFC 7748; raises ValueError for a public key of low order."""
+    """DH(private, public) of RFC 7748; raises ValueError for a public key of low order or another length."""
+    _check_length(private_key)
+    _check_length(public_key)
     try:
         return bindings.crypto_scalarmult(private_key, public_key)
     except CryptoError as error:
@@ -64,7 +69,9 @@ def aead_encrypt(key: bytes, counter: int, plaintext: bytes, associated: bytes) 
 
 
 def aead_decrypt(key: bytes, counter: int, ciphertext: bytes, associated: bytes) -> bytes | None:
-    """The plaintext, or None if the tag is wrong."""
+    """The plaintext, or None if the tag is wrong or missing."""
+    if len(ciphertext) < TAG_BYTES:
+        return None
     try:
         return bindings.crypto_aead_chacha20poly1305_ietf_decrypt(
             ciphertext, associated, _COUNTER_NONCE.pack(counter), key
@@ -79,7 +86,9 @@ def xaead_encrypt(key: bytes, nonce: bytes, plaintext: bytes, associated: bytes)
 
 
 def xaead_decrypt(key: bytes, nonce: bytes, ciphertext: bytes, associated: bytes) -> bytes | None:
-    """The plaintext, or None if the tag is wrong."""
+    """The plaintext, or None if the tag is wrong or missing."""
+    if len(ciphertext) < TAG_BYTES:
+        return None
     try:
         return bindings.crypto_aead_xchacha20poly1305_ietf_decrypt(ciphertext, associated, nonce, key)
     except CryptoError:
@@ -95,3 +104,9 @@ def tai64n(wall_ns: int) -> bytes:
 def is_equal(left: bytes, right: bytes) -> bool:
     """Comparison in constant time."""
     return hmac.compare_digest(left, right)
+
+
+def _check_length(key: bytes) -> None:
+    # PyNaCl hands the pointer on unchecked: libsodium would read past the end of a short key.
+    if len(key) != KEY_BYTES:
+        raise ValueError(f"a key of {len(key)} bytes")
