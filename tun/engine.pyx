@@ -664,6 +664,7 @@ cdef class Engine:
             retire_keypair(peer, peer.next)
             peer.next = keypair
         peer.handshake_event_at = -1e9
+        peer.first_sent_at = 0.0  # a handshake message of the peer is an answer too
         free_retired(self, peer)
 
     cdef void drop_keypairs(self, Peer *peer) noexcept nogil:

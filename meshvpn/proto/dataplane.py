@@ -201,6 +201,7 @@ class DataPlane:
         keypair = _Keypair(local_index, remote_index, send_key, receive_key, is_initiator, created_at)
         self._by_index[local_index] = (entry, keypair)
         entry.handshake_event_at = float("-inf")
+        entry.first_sent_at = NEVER  # a handshake message of the peer is an answer too
         if not is_initiator:
             # `previous` stays: when both ends start at once, it is what the peer still sends with.
             self._retire(entry, entry.next)
