@@ -150,6 +150,7 @@ cdef struct Keypair:
     bint is_rekey_reported
     bint is_dead                # replaced; in the index until a writer removes it
     double created_at
+    double received_at
     uint64_t send_counter
     Window window
 
@@ -652,6 +653,11 @@ cdef class Engine:
                 retire_keypair(peer, peer.previous)
                 peer.previous = peer.next
                 peer.next = NULL
+                retire_keypair(peer, peer.current)
+            elif (peer.previous is not NULL and peer.current is not NULL
+                    and peer.previous.received_at > peer.current.received_at):
+                # Both ends started at once, and each goes on with the keypair that it asked for: that is what the
+                # peer's packets under way are sealed with, while nothing comes on ours.
                 retire_keypair(peer, peer.current)
             else:
                 retire_keypair(peer, peer.previous)
@@ -1259,7 +1265,7 @@ cdef class Engine:
             self.drop_counts[1][DROP_NOT_IP if errno == EINVAL else DROP_TUN_FULL] += 1
 
     cdef void note_received(self, Origin *origin, Keypair *keypair, Peer *peer, int size, double now) noexcept nogil:
-        peer.last_authenticated_at = peer.last_received_at = now
+        peer.last_authenticated_at = peer.last_received_at = keypair.received_at = now
         peer.first_sent_at = 0.0
         if size:
             if peer.first_received_at == 0.0:

@@ -94,6 +94,7 @@ class _Keypair:
     receive_key: bytes
     is_initiator: bool
     created_at: float
+    received_at: float = NEVER
     is_rekey_reported: bool = False
     send_counter: int = 0
     window: ReplayWindow = field(default_factory=ReplayWindow)
@@ -211,6 +212,10 @@ class DataPlane:
             self._retire(entry, entry.previous)
             self._retire(entry, entry.current)
             entry.previous, entry.next = entry.next, None
+        elif entry.previous and entry.current and entry.previous.received_at > entry.current.received_at:
+            # Both ends started at once, and each goes on with the keypair that it asked for: that is what the peer's
+            # packets under way are sealed with, while nothing comes on ours.
+            self._retire(entry, entry.current)
         else:
             self._retire(entry, entry.previous)
             entry.previous = entry.current
@@ -393,7 +398,7 @@ class DataPlane:
         return None
 
     def _note_received(self, peer: _Peer, keypair: _Keypair, path: Path, has_data: bool, now: float) -> None:
-        peer.last_authenticated_at = peer.last_received_at = now
+        peer.last_authenticated_at = peer.last_received_at = keypair.received_at = now
         peer.first_sent_at = NEVER
         if has_data:
             peer.more_arrived = peer.first_received_at != NEVER
