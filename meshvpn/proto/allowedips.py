@@ -33,8 +33,9 @@ class AllowedIPs:
 
     def lookup(self, address: bytes) -> int | None:
         """The peer of the longest prefix that holds the address."""
-        for length in sorted({key[1] for key in self._routes if key[0] == len(address) * 8}, reverse=True):
-            if (peer := self._routes.get(_key(address, length))) is not None:
+        bits, number = len(address) * 8, int.from_bytes(address, "big")
+        for length in range(bits, -1, -1):
+            if (peer := self._routes.get((bits, length, number >> (bits - length)))) is not None:
                 return peer
         return None
 
