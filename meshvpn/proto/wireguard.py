@@ -16,23 +16,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 
 from . import messages, primitives, timers
 from .constants import (
     INITIATION_INTERVAL,
     MIN_RESEND,
     NO_PRESHARED_KEY,
+    REJECT_AFTER_TIME,
     REKEY_ATTEMPT_TIME,
     REKEY_TIMEOUT,
     REKEY_TIMEOUT_JITTER,
     STARTUP_RETRIES,
 )
 from .cookie import CookieChecker, CookieJar, HandshakeLimiter, LoadMeter
+from .deadlines import Deadlines
 from .drops import DropReason
 from .errors import MalformedMessage
 from .messages import CookieReply, Initiation, Response
 from .noise import Initiator, Responder, TransportKeys
-from .timers import Stamps
+from .timers import SilenceTimer, Stamps
 from .transport import Path
 
 
@@ -107,7 +110,7 @@ class _Attempt:
     handshake: Initiator | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class _Peer:
     number: int
     public_key: bytes
@@ -120,8 +123,16 @@ class _Peer:
     response_index: int = 0
     last_timestamp: bytes = bytes(12)
     keypair_at: float | None = None
+    asked_at: float = float("-inf")
+    answered_at: float = float("-inf")
     keypair_indices: list[int] = field(default_factory=list)
+    silence: SilenceTimer = field(default_factory=SilenceTimer)
     persistent_keepalive: float | None = None
+
+    @property
+    def has_asked_and_answered(self) -> bool:
+        """True if the newest sessions came of two handshakes that crossed."""
+        return abs(self.asked_at - self.answered_at) < REKEY_TIMEOUT
 
 
 class WireGuard:
@@ -138,6 +149,7 @@ class WireGuard:
         self._peers: dict[int, _Peer] = {}
         self._by_key: dict[bytes, _Peer] = {}
         self._by_index: dict[int, _Peer] = {}
+        self._deadlines = Deadlines()
         self._transmits: list[HandshakeTransmit] = []
         self._events: list[WireGuardEvent] = []
 
@@ -160,7 +172,12 @@ class WireGuard:
         """Forget the peer; handshakes of it that are under way die with it."""
         entry = self._peers.pop(peer)
         del self._by_key[entry.public_key]
-        self._by_index = {index: owner for index, owner in self._by_index.items() if owner is not entry}
+        self._end_attempt(entry)
+        self._release(entry.keypair_indices)
+        self._deadlines.set(peer, None)
+        # Its number may be another peer's next, who must not get what was meant for this one.
+        self._events = [event for event in self._events if event.peer != peer]
+        self._transmits = [transmit for transmit in self._transmits if transmit.peer != peer]
 
     def handle_datagram(self, data: bytes, path: Path, *, now: float, wall_ns: int) -> DropReason | None:
         """A message of type 1, 2 or 3."""
@@ -174,23 +191,39 @@ class WireGuard:
         self._start(self._peers[peer], now, wall_ns)
 
     def handle_rekey_wanted(self, peer: int, *, now: float, wall_ns: int) -> None:
-        """The keypair in use is due for renewal (REKEY_AFTER_TIME, REKEY_AFTER_MESSAGES)."""
-        self._start(self._peers[peer], now, wall_ns)
+        """The keypair in use is due for renewal (REKEY_AFTER_TIME, REKEY_AFTER_MESSAGES).
+
+        Ends that began at once are due at once, each for the keypair that it asked for. If both asked again, the old
+        pair would go while packets sealed with it are under way, every two minutes. So the one with the greater key
+        lets the other go first; there is a minute until the old keys expire.
+        """
+        entry = self._peers[peer]
+        if entry.attempt is None and self.public_key > entry.public_key and entry.has_asked_and_answered:
+            entry.attempt = _Attempt(started_at=now, retry_at=now + REKEY_TIMEOUT)
+            self._schedule(entry)
+        else:
+            self._start(entry, now, wall_ns)
 
     def handle_keypair_confirmed(self, peer: int, local_index: int, *, now: float) -> None:
         """The peer used the keypair that our response made."""
-        self._peers[peer].unconfirmed_answers = 0
+        entry = self._peers[peer]
+        entry.unconfirmed_answers = 0
+        # There is a session: what we wanted one of our own for is served (kernel driver: timers_handshake_complete).
+        self._end_attempt(entry)
 
     def handle_stats(self, peer: int, stamps: Stamps, *, now: float, wall_ns: int) -> None:
         """The engine's stamps, read about once a second: do what they say is due."""
         entry = self._peers[peer]
-        if (at := timers.handshake_at(stamps)) is not None and at <= now:
+        if (at := entry.silence.due_at(stamps)) is not None and at <= now:
+            entry.silence.handle_fired(now=now)
             self._start(entry, now, wall_ns)
-        if ((at := timers.keepalive_at(stamps)) is not None and at <= now) or (
-            (interval := entry.persistent_keepalive) is not None
-            and entry.keypair_at is not None
-            and timers.persistent_keepalive_at(stamps, interval, entry.keypair_at) <= now
-        ):
+        if entry.keypair_at is None:
+            return
+        interval = entry.persistent_keepalive
+        is_idle = interval is not None and timers.persistent_keepalive_at(stamps, interval, entry.keypair_at) <= now
+        if is_idle and not _has_session(entry, now):
+            self._start(entry, now, wall_ns)
+        elif is_idle or ((at := timers.keepalive_at(stamps)) is not None and at <= now):
             self._events.append(SendKeepalive(peer))
 
     def handle_path_available(self, peer: int, *, now: float, wall_ns: int) -> None:
@@ -201,21 +234,19 @@ class WireGuard:
 
     def next_timeout(self) -> float | None:
         """The next repetition or end of keys."""
-        deadlines = [entry.attempt.retry_at for entry in self._peers.values() if entry.attempt is not None]
-        deadlines += [
-            timers.zero_at(entry.keypair_at) for entry in self._peers.values() if entry.keypair_at is not None
-        ]
-        return min(deadlines, default=None)
+        return self._deadlines.first()
 
     def handle_timeout(self, *, now: float, wall_ns: int) -> None:
         """Repeat initiations, give up, forget keys."""
-        for entry in self._peers.values():
+        for number in self._deadlines.take_due(now=now):
+            entry = self._peers[number]
             if entry.attempt is not None and entry.attempt.retry_at <= now:
                 self._retry(entry, entry.attempt, now, wall_ns)
             if entry.keypair_at is not None and timers.zero_at(entry.keypair_at) <= now:
                 entry.keypair_at = None
                 self._release(entry.keypair_indices)
                 self._events.append(ForgetKeypairs(entry.number))
+            self._schedule(entry)
 
     def take_transmits(self) -> list[HandshakeTransmit]:
         """Messages to send; clears."""
@@ -252,13 +283,15 @@ class WireGuard:
             return
         self._by_index.pop(attempt.index, None)
         attempt.index, attempt.handshake = self._new_index(entry), handshake
-        attempt.sent_at, attempt.retry_at = now, now + self._retry_wait(entry, attempt)
+        attempt.sent_at = now
+        attempt.retry_at = now + self._retry_wait(entry, attempt)
         attempt.tries += 1
+        self._schedule(entry)
         data = entry.jar.sign(Initiation(attempt.index, noise).encode(), now=now)
         self._transmits.append(HandshakeTransmit(entry.number, None, data))
 
     def _retry_wait(self, entry: _Peer, attempt: _Attempt) -> float:
-        if entry.keypair_at is None and attempt.tries < len(STARTUP_RETRIES):
+        if not _has_session(entry, attempt.sent_at) and attempt.tries < len(STARTUP_RETRIES):
             return STARTUP_RETRIES[attempt.tries]
         return REKEY_TIMEOUT + REKEY_TIMEOUT_JITTER * int.from_bytes(self._entropy(4), "little") / 2**32
 
@@ -274,6 +307,13 @@ class WireGuard:
         if entry.attempt is not None:
             self._by_index.pop(entry.attempt.index, None)
             entry.attempt = None
+            self._schedule(entry)
+
+    def _schedule(self, entry: _Peer) -> None:
+        retry_at = None if entry.attempt is None else entry.attempt.retry_at
+        zero_at = None if entry.keypair_at is None else timers.zero_at(entry.keypair_at)
+        at = min((at for at in (retry_at, zero_at) if at is not None), default=None)
+        self._deadlines.set(entry.number, at)
 
     # Receiving.
 
@@ -298,12 +338,12 @@ class WireGuard:
     def _check_load(self, data: bytes, sender: int, path: Path, now: float) -> DropReason | None:
         if not self._load.is_under_load(now=now):
             return None
-        source = _source_bytes(path)
+        source = _address_of(path)
         if not self._checker.is_mac2_valid(data, source, now=now):
             reply = self._checker.make_reply(data, sender, source, now=now)
             self._transmits.append(HandshakeTransmit(None, path, reply))
             return DropReason.BAD_MAC2
-        return None if self._limiter.is_allowed(source, now=now) else DropReason.FLOOD
+        return None if self._limiter.is_allowed(_sender_of(path), now=now) else DropReason.FLOOD
 
     def _handle_initiation(self, message: Initiation, path: Path, now: float) -> DropReason | None:
         handshake = Responder(self._private_key)
@@ -351,9 +391,14 @@ class WireGuard:
         self, entry: _Peer, local: int, remote: int, keys: TransportKeys, *, is_initiator: bool, now: float
     ) -> None:
         entry.keypair_at = now
+        if is_initiator:
+            entry.asked_at = now
+        else:
+            entry.answered_at = now
         entry.keypair_indices.append(local)
         # The engine holds three keypairs (previous, current, next): older indices are free again.
         self._release(entry.keypair_indices, keep=3)
+        self._schedule(entry)
         self._events.append(
             InstallKeypair(entry.number, local, remote, keys.send, keys.receive, is_initiator, created_at=now)
         )
@@ -374,6 +419,10 @@ def _keys(preshared_keys: Sequence[bytes]) -> tuple[bytes, ...]:
     return tuple(preshared_keys) or (NO_PRESHARED_KEY,)
 
 
+def _has_session(entry: _Peer, now: float) -> bool:
+    return entry.keypair_at is not None and now - entry.keypair_at < REJECT_AFTER_TIME
+
+
 def _open_response(handshake: Initiator, noise: bytes, preshared_keys: Sequence[bytes]) -> TransportKeys | None:
     for preshared_key in preshared_keys:
         try:
@@ -384,6 +433,15 @@ def _open_response(handshake: Initiator, noise: bytes, preshared_keys: Sequence[
     return None
 
 
-def _source_bytes(path: Path) -> bytes:
+def _address_of(path: Path) -> bytes:
+    """What a cookie is bound to: the address and port that the sender must receive at to know it (§5.4.7)."""
     relayed = b"" if path.relay is None else path.relay.remote_id.to_bytes(4, "little")
     return f"{path.remote.host} {path.remote.port} ".encode() + relayed
+
+
+def _sender_of(path: Path) -> bytes:
+    """What counts as one sender: a relay's member, an IPv4 address, or an IPv6 /64, on whatever port (§5.3)."""
+    if path.relay is not None:
+        return f"{path.remote.host} {path.relay.remote_id}".encode()
+    packed = ip_address(path.remote.host).packed
+    return packed if len(packed) == 4 else packed[:8]
