@@ -31,7 +31,7 @@ MAX_SEATS = 131_072
 """In all (about 400 bytes each); beyond it the oldest whose connection is gone is given up."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class _Seat:
     """One id."""
 

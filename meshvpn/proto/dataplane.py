@@ -86,7 +86,7 @@ class PeerStats(NamedTuple):
     keypair_created_at: float
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class _Keypair:
     local_index: int
     remote_index: int

@@ -62,7 +62,7 @@ class RelayUnbound:
 GatherEvent = CandidatesChanged | RelayBound | RelayUnbound
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class _Request:
     server: Address
     key: bytes | None

@@ -23,7 +23,7 @@ from .errors import MalformedMessage
 _NO_KEY = bytes(KEY_BYTES)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class _Symmetric:
     """SymmetricState of the Noise specification §5.2. Every key encrypts once, so the nonce is always 0."""
 
