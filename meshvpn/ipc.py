@@ -21,7 +21,11 @@ Passwords never cross this socket: the client sends the keys that it derived fro
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import msgspec
+
+T = TypeVar("T")
 
 DEFAULT_SOCKET = "/run/meshvpn/meshvpnd.sock"
 SOCKET_ENVIRONMENT = "MESHVPN_SOCKET"
@@ -198,3 +202,11 @@ class EventView(msgspec.Struct, frozen=True, kw_only=True):
     kind: str  # peer_direct, peer_relay, peer_lost, member_joined, member_left, member_evicted, server_up, …
     peer: str | None
     detail: dict[str, str]
+
+
+def decode(data: bytes, kind: type[T]) -> T:
+    """Parse a body. Raises ValueError, nothing else."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ValueError(str(error)) from error

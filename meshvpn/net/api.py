@@ -228,7 +228,7 @@ async def _errors_as_replies(request: web.Request, handler: Handler) -> web.Stre
         return _error(
             error.status, "http", f"no such request ({error.reason}); are meshvpn and meshvpnd of one version?"
         )
-    except (msgspec.MsgspecError, ValueError) as error:
+    except ValueError as error:
         return _error(400, "usage", f"the request is not understood: {error}")
 
 
@@ -259,7 +259,7 @@ def _is_admin(peer: socket.socket) -> bool:
 
 
 async def _body(request: web.Request, kind: type[T]) -> T:
-    return msgspec.json.decode(await request.read(), type=kind)
+    return ipc.decode(await request.read(), kind)
 
 
 def _told(error: Exception) -> str:
