@@ -1,0 +1,507 @@
+"""Everything that reads what a stranger sent, each with valid messages to damage and the outcomes that are allowed.
+
+A target's `run` returns what became of the input, by name; any other name, and any exception, is a crash. Machines are
+made anew for each input, so that one line of hexadecimal is all that a failure needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import msgspec
+
+from meshvpn import ipc
+from meshvpn.proto import candidate, control, disco, messages, roster, stun
+from meshvpn.proto.charter import check_charter, check_genuine
+from meshvpn.proto.commands import apply as apply_command
+from meshvpn.proto.control import MemberEntry, PresenceEntry, RelayGrant
+from meshvpn.proto.control_session import ControlSession, attach_opening
+from meshvpn.proto.dataplane import DataPlane
+from meshvpn.proto.disco import DiscoBox, Ping, Pong
+from meshvpn.proto.drops import DropReason
+from meshvpn.proto.errors import MalformedMessage
+from meshvpn.proto.gather import Gatherer
+from meshvpn.proto.keys import Identity
+from meshvpn.proto.messages import CookieReply, Initiation, Response
+from meshvpn.proto.node import Node
+from meshvpn.proto.record import check_envelope, check_leave, check_record, decode_signed, is_approved
+from meshvpn.proto.signed import (
+    DOMAIN_APPROVAL,
+    DOMAIN_CHARTER,
+    DOMAIN_ENVELOPE,
+    DOMAIN_LEAVE,
+    DOMAIN_RECORD,
+    Signed,
+)
+from meshvpn.proto.transport import Address, Path, RelayHop
+from meshvpn.proto.wireguard import WireGuard
+from rendezvous import core
+from rendezvous.limits import Limits
+from rendezvous.relay import Relay
+from tests.unit import whitepaper
+from tests.unit.test_secrets import PATHS, WALL, Drawer, make_nodes, nodes_with_a_session
+
+PATH = Path(0, Address("192.0.2.1", 1000))
+WALL_NS = WALL * 10**9
+DROPS = frozenset(reason.value for reason in DropReason)
+PARSE_DROPS = frozenset({"too_short", "bad_length", "unknown_type", "malformed", "over_limit"})
+
+
+@dataclass(frozen=True)
+class Target:
+    """`seeds` are valid inputs; `run` says what became of one."""
+
+    name: str
+    run: Callable[[bytes], str]
+    seeds: Callable[[], list[bytes]]
+    allowed: frozenset[str]
+
+
+def outcome_of(parse: Callable[[], object]) -> str:
+    try:
+        result = parse()
+    except MalformedMessage as error:
+        return error.reason.value
+    if isinstance(result, DropReason):
+        return result.value
+    return "none" if result is None else "ok"
+
+
+# WireGuard.
+
+
+def make_pair() -> tuple[WireGuard, WireGuard]:
+    drawer = Drawer(7)
+    pair = WireGuard(bytes([1]) * 32, entropy=drawer), WireGuard(bytes([2]) * 32, entropy=drawer)
+    for machine, other in (pair, pair[::-1]):
+        machine.add_peer(1, other.public_key, [bytes([3]) * 32, bytes([4]) * 32])
+    return pair
+
+
+def half_way() -> tuple[WireGuard, WireGuard, list[bytes]]:
+    """The initiator waits for the response; the messages so far, and a cookie reply."""
+    a, b = make_pair()
+    a.handle_handshake_wanted(1, now=1.0, wall_ns=WALL_NS)
+    first = a.take_transmits()[0].data
+    b.handle_datagram(first, PATH, now=1.0, wall_ns=WALL_NS)
+    response = b.take_transmits()[0].data
+    message = messages.parse(first)
+    assert isinstance(message, Initiation)
+    cookie = b._checker.make_reply(first, message.sender, b"here", now=1.0)
+    return a, b, [first, response, cookie]
+
+
+def run_wireguard(data: bytes) -> str:
+    a, _, _ = half_way()
+    _, fresh = make_pair()
+    outcomes = {outcome_of(lambda m=machine: feed(m, data)) for machine in (a, fresh)}  # type: ignore[misc]
+    for machine in (a, fresh):
+        machine.handle_timeout(now=1000.0, wall_ns=WALL_NS)
+        assert len(machine.take_transmits()) <= 2
+    return max(outcomes)
+
+
+def run_wireguard_with_macs(data: bytes) -> str:
+    """mac1 is no secret: a stranger's messages have a valid one."""
+    a, b = make_pair()
+    if len(data) < 32:
+        return "too_short"
+    return run_wireguard(whitepaper.with_macs(data[:-32], a.public_key if data[0] == 2 else b.public_key))
+
+
+def feed(machine: WireGuard, data: bytes) -> object:
+    return machine.handle_datagram(data, PATH, now=1.5, wall_ns=WALL_NS)
+
+
+def wireguard_seeds() -> list[bytes]:
+    return [
+        *half_way()[2],
+        Initiation(1, bytes(108)).encode(),
+        Response(1, 2, bytes(48)).encode(),
+        CookieReply(1, bytes(24), bytes(32)).encode(),
+    ]
+
+
+# The data plane and the relay.
+
+
+def run_dataplane(data: bytes) -> str:
+    _, planes, _ = nodes_with_a_session(Drawer(1))
+    plane = planes[1]
+    plane.handle_datagram(data, PATHS[0], now=2.0)
+    assert len(plane.take_packets()) <= 1
+    plane.take_events()
+    drops = [name for name, count in plane.drops().items() if count]
+    return drops[0] if drops else "ok"
+
+
+def run_inner_packet(data: bytes) -> str:
+    """What a member seals: the tunnel's inside."""
+    _, planes, install = nodes_with_a_session(Drawer(1))
+    sender = next(event for event in install if event.is_initiator)
+    body = whitepaper.seal(sender.send_key, 0, data + bytes(-len(data) % 16), b"")
+    header = b"\4\0\0\0" + sender.remote_index.to_bytes(4, "little") + bytes(8)
+    plane = planes[1]
+    plane.handle_datagram(header + body, PATHS[0], now=2.0)
+    packets = plane.take_packets()
+    assert all(packet == data[: len(packet)] or len(packet) > len(data) for packet in packets)
+    return next((name for name, count in plane.drops().items() if count), "ok")
+
+
+def dataplane_seeds() -> list[bytes]:
+    _, _, install = nodes_with_a_session(Drawer(1))
+    sender = next(event for event in install if event.is_initiator)
+    header = b"\4\0\0\0" + sender.remote_index.to_bytes(4, "little") + bytes(8)
+    sealed = header + whitepaper.seal(sender.send_key, 0, inner_seeds()[0], b"")
+    return [sealed, RelayHop(5, 6).header() + sealed, header + whitepaper.seal(sender.send_key, 0, b"", b"")]
+
+
+def inner_seeds() -> list[bytes]:
+    v4 = b"\x45\0\0\x20" + bytes(8) + bytes([10, 1, 2, 1, 10, 1, 2, 2]) + bytes(12)
+    v6 = b"\x60\0\0\0\0\x08\x11\x40" + bytes(32) + bytes(8)
+    return [v4, v6]
+
+
+def run_relay(data: bytes) -> str:
+    relay, _ = make_relay()
+    forward = relay.handle_datagram(data, PATH.remote, 0, now=2.0)
+    assert forward is None or len(forward.data) <= max(len(data) + 36, 52 + 36)
+    relay.handle_timeout(now=3.0)
+    return next((reason.value for reason, count in relay.drops.items() if count), "ok" if forward else "none")
+
+
+def make_relay() -> tuple[Relay, list[RelayGrant]]:
+    relay = Relay(Limits(), entropy=Drawer(3))
+    grants = [relay.grant(bytes(16), bytes([number]) * 32) for number in range(2)]
+    for grant in grants:
+        request = stun.binding_request(bytes(12), username=stun.relay_username(grant.id, 1), key=grant.key)
+        relay.handle_datagram(request, PATH.remote, 0, now=1.0)
+    return relay, grants
+
+
+def relay_seeds() -> list[bytes]:
+    _, (first, second) = make_relay()
+    bind = stun.binding_request(bytes(12), username=stun.relay_username(first.id, 2), key=first.key)
+    return [RelayHop(first.id, second.id).header() + b"\4\0\0\0sealed", bind, stun.binding_request(bytes(12))]
+
+
+# STUN and disco.
+
+
+def run_stun(data: bytes) -> str:
+    def parse() -> object:
+        message = stun.parse(data)
+        message.is_authentic(b"key")
+        stun.parse_relay_username(message.username or "")
+        return message.mapped_address or message
+
+    gatherer = Gatherer(Drawer(4))
+    gatherer.handle_servers([PATH.remote], now=1.0)
+    gatherer.handle_local_addresses(["192.0.2.9"], {0: 1000}, now=1.0)
+    gatherer.take_transmits()
+    assert outcome_of(lambda: gatherer.handle_datagram(data, PATH, now=1.1)) in DROPS | {"none", "ok"}
+    return outcome_of(parse)
+
+
+def stun_seeds() -> list[bytes]:
+    key = bytes(32)
+    return [
+        stun.binding_request(bytes(12)),
+        stun.binding_request(bytes(12), username="00000001:1", key=key),
+        stun.binding_success(bytes(12), PATH.remote, key=key),
+        stun.binding_success(bytes(12), Address("2001:db8::1", 5)),
+        stun.binding_error(bytes(12), 401),
+    ]
+
+
+BOX_SECRETS = bytes([5]) * 32, bytes([6]) * 32
+
+
+def boxes() -> tuple[DiscoBox, DiscoBox]:
+    mine, theirs = BOX_SECRETS
+    return DiscoBox(mine, disco.public_key(theirs)), DiscoBox(theirs, disco.public_key(mine))
+
+
+def disco_seeds() -> list[bytes]:
+    drawer = Drawer(5)
+    sender = boxes()[1]
+    return [sender.seal(Ping(bytes(12)), drawer), sender.seal(Pong(bytes(12), PATH.remote, 1), drawer)]
+
+
+def run_disco_message(data: bytes) -> str:
+    """What a member seals."""
+    return outcome_of(lambda: disco._decode(data))
+
+
+def disco_message_seeds() -> list[bytes]:
+    return [disco._encode(Ping(bytes(12))), disco._encode(Pong(bytes(12), Address("2001:db8::1", 5), 1))]
+
+
+# Control messages.
+
+
+@cache
+def network() -> dict[str, Any]:
+    """A network's signed things, as its members made them."""
+    nodes = make_nodes(Drawer(6))
+    first, second = nodes
+    membership = second.membership
+    record = membership.own_record
+    assert record is not None
+    identity = membership._keys.identity
+    uid = first.roster.uid
+    envelope = _envelope_of(nodes)
+    leave = identity.sign(DOMAIN_LEAVE, msgspec.msgpack.encode([uid, identity.public, WALL]))
+    approval = identity.sign(DOMAIN_APPROVAL, msgspec.msgpack.encode([uid, identity.public, WALL]))
+    return {
+        "charter": first.roster.signed_charter,
+        "record": record,
+        "envelope": envelope,
+        "leave": leave,
+        "approval": approval,
+        "uid": uid,
+        "identity": identity,
+    }
+
+
+def _envelope_of(nodes: list[Node]) -> Signed:
+    from meshvpn.proto import owner
+
+    second = nodes[1]
+    record = second.membership.own_record
+    assert record is not None
+    return owner.seal_record(second.roster, second.membership._keys.identity, record, entropy=Drawer(8))
+
+
+def entry() -> MemberEntry:
+    parts = network()
+    return MemberEntry(parts["identity"].public, "10.1.2.2", parts["envelope"], parts["approval"])
+
+
+def request_seeds() -> list[bytes]:
+    parts = network()
+    public = parts["identity"].public
+    requests: list[control.Request] = [
+        control.Create(rid=1, charter=parts["charter"], identity=public, proof=bytes(64)),
+        control.Join(rid=2, locator=bytes(range(32)), identity=public, proof=bytes(64)),
+        control.Attach(rid=3, uid=parts["uid"], identity=public, proof=bytes(64)),
+        control.PutRecord(rid=4, envelope=parts["envelope"]),
+        control.PutCharter(rid=5, charter=parts["charter"], envelopes=[parts["envelope"]]),
+        control.PutLeave(rid=6, leave=parts["leave"]),
+        control.Signal(to=public, payload=b"sealed"),
+    ]
+    return [control.encode(request) for request in requests]
+
+
+def run_request(data: bytes) -> str:
+    """The server reads a request and decides it, for a network that exists and for one that does not."""
+    try:
+        request = control.decode_request(data)
+    except MalformedMessage as error:
+        return error.reason.value
+    if isinstance(request, control.Create | control.Join | control.Attach):
+        core.is_proof_valid(request, bytes(32))
+    parts = network()
+    stored = core.StoredEntry(parts["identity"].public, "10.1.2.2", WALL, parts["envelope"])
+    document = core.NetworkDoc(parts["charter"], parts["identity"].public, [stored], [])
+    for known in (document, None):
+        if not isinstance(request, control.Signal):
+            outcome = core.apply(known, request, parts["identity"].public, wall=WALL)
+            assert outcome.reply is None or control.encode(outcome.reply)
+    return "ok"
+
+
+def response_seeds() -> list[bytes]:
+    parts = network()
+    public = parts["identity"].public
+    presence = PresenceEntry(public, 5)
+    responses: list[control.Response] = [
+        welcome(),
+        attached(1),
+        control.Done(rid=2),
+        control.Refused(rid=1, code="evicted", message="no"),
+        control.CharterChanged(charter=parts["charter"], members=[entry()]),
+        control.MemberChanged(entry=entry()),
+        control.MemberLeft(leave=parts["leave"]),
+        control.Presence(entry=presence),
+        control.Signalled(source=public, payload=bytes(60)),
+        control.Goodbye(code="deleted", message="bye"),
+    ]
+    return [control.encode(response) for response in responses]
+
+
+def welcome() -> control.Welcome:
+    return control.Welcome(
+        version=1, nonce=bytes(32), observed_host="192.0.2.9", udp_port=7770, udp_port2=7771, software="test"
+    )
+
+
+def attached(rid: int) -> control.Attached:
+    parts = network()
+    return control.Attached(
+        rid=rid,
+        address="10.1.2.1",
+        charter=parts["charter"],
+        members=[entry()],
+        online=[PresenceEntry(parts["identity"].public, 5)],
+        relay=RelayGrant(9, bytes(32)),
+    )
+
+
+def run_response(data: bytes) -> str:
+    """A node whose server lies, in three states of the connection."""
+    for opening in ([], [control.encode(welcome())], [control.encode(welcome()), control.encode(attached(1))]):
+        node = make_nodes(Drawer(6))[0]
+        node.session.handle_start(now=1.0)
+        node.handle_connected(["198.51.100.1"], now=1.0, wall_ns=WALL_NS)
+        for message in (*opening, data, data):
+            node.handle_control_message(message, now=1.1, wall_ns=WALL_NS)
+        node.handle_timeout(now=2.0, wall_ns=WALL_NS)
+        plane = DataPlane()
+        for command in node.take_commands():
+            apply_command(command, plane)
+        node.take_transmits()
+    session = ControlSession(attach_opening(Identity(bytes(32)), bytes(16)), entropy=Drawer(9))
+    return outcome_of(lambda: session.handle_message(data, now=1.0))
+
+
+def run_node_datagram(data: bytes) -> str:
+    """Anything on the UDP socket of a node in the middle of its life."""
+    nodes, _, _ = nodes_with_a_session(Drawer(1))
+    before = sum(nodes[0].drops.values())
+    nodes[0].handle_datagram(data, PATHS[1], now=121.0, wall_ns=WALL_NS)
+    nodes[0].handle_timeout(now=122.0, wall_ns=WALL_NS)
+    return "dropped" if sum(nodes[0].drops.values()) > before else "ok"
+
+
+# Signed things: the bodies are damaged and then signed again, as a member can.
+
+
+def signed_target(name: str, domain: bytes, check: Callable[[Signed], object]) -> Target:
+    def run(data: bytes) -> str:
+        identity: Identity = network()["identity"]
+        resigned = outcome_of(lambda: check(identity.sign(domain, data)))
+        stolen = outcome_of(lambda: check(Signed(data, network()[name].signer, network()[name].signature)))
+        assert stolen in DROPS | {"ok"}
+        return resigned
+
+    allowed = PARSE_DROPS | {"bad_signature", "not_for_us", "stale", "ok"}
+    return Target(name, run, lambda: [network()[name].body], allowed)
+
+
+def charter_of() -> Any:
+    return check_genuine(network()["charter"])
+
+
+def run_signed(data: bytes) -> str:
+    return outcome_of(lambda: decode_signed(data))
+
+
+def run_approval(data: bytes) -> str:
+    identity: Identity = network()["identity"]
+    return str(is_approved(identity.sign(DOMAIN_APPROVAL, data), identity.public, charter_of()))
+
+
+def run_sealed(data: bytes) -> str:
+    """What stands sealed in a charter or an offer, opened: grants and candidates."""
+    grant = roster.open_grant(data, bytes(16), 1)
+    assert grant is None or len(grant) == 32
+    try:
+        offer = candidate.decode_offer(data)
+    except MalformedMessage as error:
+        return error.reason.value
+    candidate.usable(offer.candidates, [])
+    return "ok"
+
+
+def sealed_seeds() -> list[bytes]:
+    offer = candidate.Offer(
+        format=1,
+        uid=bytes(16),
+        source=bytes(32),
+        destination=bytes(32),
+        sequence=1,
+        disco_key=bytes(32),
+        candidates=[candidate.Candidate(1, "192.0.2.1", 5), candidate.Candidate(4, "2001:db8::1", 6)],
+    )
+    return [offer.encode(), msgspec.msgpack.encode([bytes(16), 1, bytes(32)])]
+
+
+# The local API.
+
+BODIES: list[type[Any]] = [
+    ipc.CreateRequest,
+    ipc.JoinRequest,
+    ipc.PeerRequest,
+    ipc.EvictRequest,
+    ipc.PasswordRequest,
+    ipc.NickRequest,
+    ipc.PingRequest,
+    ipc.EventView,
+    ipc.Status,
+    ipc.ErrorReply,
+]
+
+
+def run_ipc(data: bytes) -> str:
+    for kind in BODIES:
+        try:
+            assert repr(ipc.decode(data, kind))
+        except ValueError:
+            continue
+        return "ok"
+    return "malformed"
+
+
+def ipc_seeds() -> list[bytes]:
+    server = ipc.ServerOptions(url="https://192.0.2.1", pin="sha256:00")
+    values: list[object] = [
+        ipc.CreateRequest(name="net", locator="00" * 32, wrap_key="00" * 32, server=server, pool="10.1.2.0/24"),
+        ipc.JoinRequest(name="net", locator="00" * 32, wrap_key="00" * 32, server=server),
+        ipc.EvictRequest(peer="pbx", password="new", locator="00" * 32, wrap_key="00" * 32),
+        ipc.PingRequest(peer="pbx", timeout_s=1.5),
+        ipc.EventView(at="2026-01-01T00:00:00Z", network="net", kind="server_up", peer=None, detail={"a": "b"}),
+        ipc.ErrorReply(code="usage", message="no"),
+    ]
+    return [msgspec.json.encode(value) for value in values]
+
+
+HANDSHAKE_DROPS = frozenset(
+    {"bad_mac1", "unknown_index", "unknown_peer", "decrypt_failed", "stale_timestamp", "flood", "none"}
+)
+
+TARGETS = [
+    Target("message", lambda data: outcome_of(lambda: messages.parse(data)), wireguard_seeds, PARSE_DROPS | {"ok"}),
+    Target("wireguard", run_wireguard, wireguard_seeds, PARSE_DROPS | HANDSHAKE_DROPS),
+    Target("wireguard-macs", run_wireguard_with_macs, wireguard_seeds, PARSE_DROPS | HANDSHAKE_DROPS),
+    Target("dataplane", run_dataplane, dataplane_seeds, DROPS | {"ok"}),
+    Target("inner-packet", run_inner_packet, inner_seeds, frozenset({"not_ip", "disallowed_source", "ok"})),
+    Target("relay", run_relay, relay_seeds, DROPS | {"ok", "none"}),
+    Target("stun", run_stun, stun_seeds, PARSE_DROPS | {"ok"}),
+    Target(
+        "disco",
+        lambda data: outcome_of(lambda: boxes()[0].open(data)),
+        disco_seeds,
+        PARSE_DROPS | {"unknown_peer", "not_for_us", "decrypt_failed", "ok"},
+    ),
+    Target("disco-message", run_disco_message, disco_message_seeds, PARSE_DROPS | {"ok"}),
+    Target("request", run_request, request_seeds, PARSE_DROPS | {"ok"}),
+    Target("response", run_response, response_seeds, PARSE_DROPS | {"unexpected", "none", "ok"}),
+    Target(
+        "node-datagram",
+        run_node_datagram,
+        lambda: wireguard_seeds() + stun_seeds() + disco_seeds(),
+        frozenset({"dropped", "ok"}),
+    ),
+    signed_target("charter", DOMAIN_CHARTER, lambda signed: check_charter(signed, network()["charter"])),
+    signed_target("record", DOMAIN_RECORD, lambda signed: check_record(signed, charter_of())),
+    signed_target("envelope", DOMAIN_ENVELOPE, lambda signed: check_envelope(signed, charter_of())),
+    signed_target("leave", DOMAIN_LEAVE, lambda signed: check_leave(signed, network()["uid"])),
+    Target("approval", run_approval, lambda: [network()["approval"].body], frozenset({"True", "False"})),
+    Target("signed", run_signed, lambda: [msgspec.msgpack.encode(network()["record"])], PARSE_DROPS | {"ok"}),
+    Target("sealed", run_sealed, sealed_seeds, PARSE_DROPS | {"ok"}),
+    Target("ipc", run_ipc, ipc_seeds, frozenset({"malformed", "ok"})),
+]
