@@ -58,6 +58,8 @@ class Target:
     run: Callable[[bytes], str]
     seeds: Callable[[], list[bytes]]
     allowed: frozenset[str]
+    is_packed: bool = False
+    """The seeds are msgpack: they can be damaged value by value, too."""
 
 
 def outcome_of(parse: Callable[[], object]) -> str:
@@ -255,7 +257,8 @@ def network() -> dict[str, Any]:
     uid = first.roster.uid
     envelope = _envelope_of(nodes)
     leave = identity.sign(DOMAIN_LEAVE, msgspec.msgpack.encode([uid, identity.public, WALL]))
-    approval = identity.sign(DOMAIN_APPROVAL, msgspec.msgpack.encode([uid, identity.public, WALL]))
+    founder = first.membership._signer
+    approval = founder.sign(DOMAIN_APPROVAL, msgspec.msgpack.encode([uid, identity.public, WALL]))
     return {
         "charter": first.roster.signed_charter,
         "record": record,
@@ -264,6 +267,7 @@ def network() -> dict[str, Any]:
         "approval": approval,
         "uid": uid,
         "identity": identity,
+        "founder": founder,
     }
 
 
@@ -368,6 +372,15 @@ def run_response(data: bytes) -> str:
     return outcome_of(lambda: session.handle_message(data, now=1.0))
 
 
+def node_datagram_seeds() -> list[bytes]:
+    """What the other node sends it: a handshake, its probes, and what any server does."""
+    other = nodes_with_a_session(Drawer(1))[0][1]
+    other.handle_rekey_wanted(1, now=121.0, wall_ns=WALL_NS + 2 * 10**9)
+    agent = next(iter(other.peers.values())).agent
+    sealed = [agent.disco.seal(message, Drawer(2)) for message in (Ping(bytes(12)), Pong(bytes(12), PATH.remote, 1))]
+    return [item.data for item in other.take_transmits()] + sealed + stun_seeds()
+
+
 def run_node_datagram(data: bytes) -> str:
     """Anything on the UDP socket of a node in the middle of its life."""
     nodes, _, _ = nodes_with_a_session(Drawer(1))
@@ -380,16 +393,16 @@ def run_node_datagram(data: bytes) -> str:
 # Signed things: the bodies are damaged and then signed again, as a member can.
 
 
-def signed_target(name: str, domain: bytes, check: Callable[[Signed], object]) -> Target:
+def signed_target(name: str, domain: bytes, check: Callable[[Signed], object], signer: str = "identity") -> Target:
     def run(data: bytes) -> str:
-        identity: Identity = network()["identity"]
+        identity: Identity = network()[signer]
         resigned = outcome_of(lambda: check(identity.sign(domain, data)))
         stolen = outcome_of(lambda: check(Signed(data, network()[name].signer, network()[name].signature)))
         assert stolen in DROPS | {"ok"}
         return resigned
 
     allowed = PARSE_DROPS | {"bad_signature", "not_for_us", "stale", "ok"}
-    return Target(name, run, lambda: [network()[name].body], allowed)
+    return Target(name, run, lambda: [network()[name].body], allowed, is_packed=True)
 
 
 def charter_of() -> Any:
@@ -401,8 +414,8 @@ def run_signed(data: bytes) -> str:
 
 
 def run_approval(data: bytes) -> str:
-    identity: Identity = network()["identity"]
-    return str(is_approved(identity.sign(DOMAIN_APPROVAL, data), identity.public, charter_of()))
+    founder, identity = network()["founder"], network()["identity"]
+    return str(is_approved(founder.sign(DOMAIN_APPROVAL, data), identity.public, charter_of()))
 
 
 def run_sealed(data: bytes) -> str:
@@ -488,20 +501,28 @@ TARGETS = [
         PARSE_DROPS | {"unknown_peer", "not_for_us", "decrypt_failed", "ok"},
     ),
     Target("disco-message", run_disco_message, disco_message_seeds, PARSE_DROPS | {"ok"}),
-    Target("request", run_request, request_seeds, PARSE_DROPS | {"ok"}),
-    Target("response", run_response, response_seeds, PARSE_DROPS | {"unexpected", "none", "ok"}),
+    Target("request", run_request, request_seeds, PARSE_DROPS | {"ok"}, is_packed=True),
+    Target("response", run_response, response_seeds, PARSE_DROPS | {"unexpected", "none", "ok"}, is_packed=True),
     Target(
         "node-datagram",
         run_node_datagram,
-        lambda: wireguard_seeds() + stun_seeds() + disco_seeds(),
+        node_datagram_seeds,
         frozenset({"dropped", "ok"}),
     ),
-    signed_target("charter", DOMAIN_CHARTER, lambda signed: check_charter(signed, network()["charter"])),
+    signed_target("charter", DOMAIN_CHARTER, lambda signed: check_charter(signed, None), "founder"),
     signed_target("record", DOMAIN_RECORD, lambda signed: check_record(signed, charter_of())),
     signed_target("envelope", DOMAIN_ENVELOPE, lambda signed: check_envelope(signed, charter_of())),
     signed_target("leave", DOMAIN_LEAVE, lambda signed: check_leave(signed, network()["uid"])),
-    Target("approval", run_approval, lambda: [network()["approval"].body], frozenset({"True", "False"})),
-    Target("signed", run_signed, lambda: [msgspec.msgpack.encode(network()["record"])], PARSE_DROPS | {"ok"}),
-    Target("sealed", run_sealed, sealed_seeds, PARSE_DROPS | {"ok"}),
+    Target(
+        "approval", run_approval, lambda: [network()["approval"].body], frozenset({"True", "False"}), is_packed=True
+    ),
+    Target(
+        "signed",
+        run_signed,
+        lambda: [msgspec.msgpack.encode(network()["record"])],
+        PARSE_DROPS | {"ok"},
+        is_packed=True,
+    ),
+    Target("sealed", run_sealed, sealed_seeds, PARSE_DROPS | {"ok"}, is_packed=True),
     Target("ipc", run_ipc, ipc_seeds, frozenset({"malformed", "ok"})),
 ]

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from .mutate import mutate
+from .mutate import mutate, mutate_packed
 from .targets import TARGETS, Target
 
 SEEDS = Path(__file__).parent / "seeds"
@@ -48,7 +48,8 @@ def test_damaged_messages_are_used_or_dropped_by_name(target: Target) -> None:
     for number in count():
         if number >= DAMAGED and time.monotonic() >= end:
             break
-        attempt(target, mutate(seeds, source))
+        damage = mutate_packed if target.is_packed and number % 2 else mutate
+        attempt(target, damage(seeds, source))
 
 
 @every_target
