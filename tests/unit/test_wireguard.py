@@ -50,6 +50,7 @@ def test_a_handshake_gives_both_ends_the_same_keys(pair: Pair) -> None:
     assert (ours.local_index, ours.remote_index) == (theirs.remote_index, theirs.local_index)
     assert ours.is_initiator
     assert not theirs.is_initiator
+    assert repr(ours) == f"InstallKeypair(peer=1, local_index={ours.local_index:#x}, …)"
 
 
 @pytest.mark.parametrize("psk", [bytes(32), b"\x77" * 32], ids=["none", "preshared"])
