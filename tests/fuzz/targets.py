@@ -314,7 +314,7 @@ def run_request(data: bytes) -> str:
     for known in (document, None):
         if not isinstance(request, control.Signal):
             outcome = core.apply(known, request, parts["identity"].public, wall=WALL)
-            assert outcome.reply is None or control.encode(outcome.reply)
+            assert isinstance(outcome.reply, core.Admission) or control.encode(outcome.reply)
     return "ok"
 
 
