@@ -75,6 +75,9 @@ class Engine:
     def slow_fd(self) -> int:
         """An eventfd, readable while `take_datagrams` or `take_events` has something."""
     @property
+    def error(self) -> int:
+        """The errno that ended a thread (the TUN device is gone), or 0; `slow_fd` becomes readable then."""
+    @property
     def features(self) -> Mapping[str, bool]:
         """Kernel features in use: udp_gso, udp_gro, recvmmsg, …"""
     def add_peer(self, peer: int, *, roams: bool = ...) -> None:

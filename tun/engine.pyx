@@ -259,6 +259,7 @@ cdef class Engine:
     cdef uint8_t *rx_controls
     cdef SocketAddress *rx_names
     cdef bint has_kicks
+    cdef bint has_retired                        # of the receive thread: endpoints that a roaming peer left
 
     def __cinit__(self, int tun_fd, sockets, *, int slow_queue=1024, bint gso=True, bint gro=True, bint copy_dscp=True):
         cdef pthread_rwlockattr_t attribute
@@ -416,8 +417,7 @@ cdef class Engine:
 
     def add_peer(self, int peer, *, bint roams=False):
         cdef Peer *entry
-        if not 0 < peer <= PEER_LIMIT or self.peers[peer] is not NULL:
-            raise ValueError(f"peer number {peer} is in use or not between 1 and {PEER_LIMIT}")
+        cdef bint is_free
         entry = <Peer *>calloc(1, sizeof(Peer))
         if entry is NULL:
             raise MemoryError()
@@ -425,12 +425,16 @@ cdef class Engine:
         entry.roams = roams
         entry.handshake_event_at = entry.path_event_at = -1e9
         self.lock_for_change()
-        self.peers[peer] = entry
+        is_free = 0 < peer <= PEER_LIMIT and self.peers[peer] is NULL
+        if is_free:
+            self.peers[peer] = entry
         pthread_rwlock_unlock(&self.lock)
+        if not is_free:
+            free(entry)
+            raise ValueError(f"peer number {peer} is in use or not between 1 and {PEER_LIMIT}")
 
     def remove_peer(self, int peer):
-        cdef Peer *entry = self.get_peer(peer)
-        self.lock_for_change()
+        cdef Peer *entry = self.lock_peer(peer)
         self.peers[peer] = NULL
         route_drop_peer(self.routes, peer)
         self.free_peer(entry)
@@ -438,9 +442,8 @@ cdef class Engine:
 
     def add_route(self, bytes network, int length, int peer):
         cdef bint done
-        self.get_peer(peer)
         family = check_prefix(network, length)
-        self.lock_for_change()
+        self.lock_peer(peer)
         done = route_set(self.routes, <const uint8_t *>network, family, length, peer)
         pthread_rwlock_unlock(&self.lock)
         if not done:
@@ -458,17 +461,18 @@ cdef class Engine:
         pthread_rwlock_unlock(&self.lock)
 
     def set_endpoint(self, int peer, int socket, str host, int port, bytes relay_header=b"", *, secondary=None):
-        cdef Peer *entry = self.get_peer(peer)
+        cdef Peer *entry
         cdef Endpoint *first = self.make_endpoint(socket, host, port, relay_header)
         cdef Endpoint *second = NULL
-        if secondary is not None:
-            try:
+        try:
+            if secondary is not None:
                 number, name, udp_port, header = secondary
                 second = self.make_endpoint(number, name, udp_port, header)
-            except (ValueError, TypeError):
-                free(first)
-                raise
-        self.lock_for_change()
+            entry = self.lock_peer(peer)
+        except (ValueError, TypeError):
+            free(first)
+            free(second)
+            raise
         retire_endpoint(entry, entry.primary)
         retire_endpoint(entry, entry.secondary)
         entry.primary = first
@@ -480,8 +484,7 @@ cdef class Engine:
         self.kick()
 
     def clear_endpoint(self, int peer):
-        cdef Peer *entry = self.get_peer(peer)
-        self.lock_for_change()
+        cdef Peer *entry = self.lock_peer(peer)
         retire_endpoint(entry, entry.primary)
         retire_endpoint(entry, entry.secondary)
         entry.primary = entry.secondary = NULL
@@ -491,7 +494,7 @@ cdef class Engine:
     def install_keypair(
             self, int peer, *, uint32_t local_index, uint32_t remote_index, bytes send_key, bytes receive_key,
             bint is_initiator, double created_at):
-        cdef Peer *entry = self.get_peer(peer)
+        cdef Peer *entry
         cdef Keypair *keypair
         cdef bint done
         if len(send_key) != 32 or len(receive_key) != 32 or local_index == 0:
@@ -499,14 +502,18 @@ cdef class Engine:
         keypair = <Keypair *>calloc(1, sizeof(Keypair))
         if keypair is NULL:
             raise MemoryError()
-        keypair.peer = entry
         keypair.local_index = local_index
         keypair.remote_index = remote_index
         memcpy(keypair.send_key, <const uint8_t *>send_key, 32)
         memcpy(keypair.receive_key, <const uint8_t *>receive_key, 32)
         keypair.is_initiator = is_initiator
         keypair.created_at = created_at
-        self.lock_for_change()
+        try:
+            entry = self.lock_peer(peer)
+        except ValueError:
+            free(keypair)
+            raise
+        keypair.peer = entry
         done = self.index_find(local_index) is NULL
         if done:
             self.index_add(keypair)
@@ -519,16 +526,14 @@ cdef class Engine:
             self.kick()
 
     def forget_keypairs(self, int peer):
-        cdef Peer *entry = self.get_peer(peer)
-        self.lock_for_change()
+        cdef Peer *entry = self.lock_peer(peer)
         self.drop_keypairs(entry)
         pthread_rwlock_unlock(&self.lock)
 
     def send_keepalive(self, int peer):
-        cdef Peer *entry = self.get_peer(peer)
+        cdef Peer *entry = self.lock_peer(peer)
         cdef double now = monotonic()
         cdef bint is_usable
-        self.lock_for_change()
         is_usable = entry.primary is not NULL and is_usable_keypair(entry.current, now)
         if is_usable:
             entry.is_keepalive_wanted = True
@@ -538,18 +543,17 @@ cdef class Engine:
         return bool(is_usable)
 
     def stats(self, int peer):
-        cdef Peer *entry = self.get_peer(peer)
+        cdef Peer *entry = self.lock_peer(peer)
+        cdef Peer copy = entry[0]
         cdef uint64_t lost
         cdef double created_at
-        pthread_rwlock_rdlock(&self.lock)
         lost = entry.lost_before + lost_of(entry.current) + lost_of(entry.previous) + lost_of(entry.next)
         created_at = entry.current.created_at if entry.current is not NULL else 0.0
-        result = PeerStats(
-            entry.rx_packets, entry.rx_bytes, entry.tx_packets, entry.tx_bytes, lost,
-            entry.first_sent_at, entry.first_received_at, bool(entry.more_arrived), entry.last_authenticated_at,
-            entry.last_sent_at, entry.last_received_at, created_at)
         pthread_rwlock_unlock(&self.lock)
-        return result
+        return PeerStats(
+            copy.rx_packets, copy.rx_bytes, copy.tx_packets, copy.tx_bytes, lost,
+            copy.first_sent_at, copy.first_received_at, bool(copy.more_arrived), copy.last_authenticated_at,
+            copy.last_sent_at, copy.last_received_at, created_at)
 
     def take_datagrams(self, int limit=256):
         cdef Slow item
@@ -601,14 +605,19 @@ cdef class Engine:
 
     # --- under the write lock -----------------------------------------------------------------------------------
 
+    # Who waits for the lock holds no GIL: who has the lock may need it. A peer is looked up under the lock, for
+    # another Python thread may remove it.
+
     cdef void lock_for_change(self) noexcept:
         with nogil:
             pthread_rwlock_wrlock(&self.lock)
 
-    cdef Peer *get_peer(self, int peer) except NULL:
-        if not 0 < peer <= PEER_LIMIT or self.peers[peer] is NULL:
-            raise ValueError(f"no peer {peer}")
-        return self.peers[peer]
+    cdef Peer *lock_peer(self, int peer) except NULL:
+        self.lock_for_change()
+        if 0 < peer <= PEER_LIMIT and self.peers[peer] is not NULL:
+            return self.peers[peer]
+        pthread_rwlock_unlock(&self.lock)
+        raise ValueError(f"no peer {peer}")
 
     cdef Endpoint *make_endpoint(self, int socket, str host, int port, bytes relay_header) except NULL:
         cdef Endpoint *endpoint
@@ -638,11 +647,11 @@ cdef class Engine:
             free(endpoint)
             raise ValueError(f"{host} is no address of the socket's family")
         if relay_header:
-            memcpy(endpoint.relay_header, <const uint8_t *>relay_header, RELAY_HEADER)
-            endpoint.to.is_relayed = True
             # What comes back has our id as destination and the peer's as source.
-            memcpy(&endpoint.to.relay_destination, endpoint.relay_header + 4, 4)
-            memcpy(&endpoint.to.relay_source, endpoint.relay_header + 8, 4)
+            endpoint.to.is_relayed = True
+            memcpy(&endpoint.to.relay_destination, <const uint8_t *>relay_header + 4, 4)
+            memcpy(&endpoint.to.relay_source, <const uint8_t *>relay_header + 8, 4)
+            set_origin(endpoint, &endpoint.to)
         return endpoint
 
     cdef void place_keypair(self, Peer *peer, Keypair *keypair) noexcept nogil:
@@ -789,12 +798,16 @@ cdef class Engine:
         cdef pollfd fds[2]
         cdef int count
         cdef uint64_t value
+        fds[0].revents = fds[1].revents = 0
         fds[0].fd = self.tun_fd
         fds[1].fd = self.kick_fd
         fds[0].events = fds[1].events = POLLIN
         while self.is_running:
-            if self.has_kicks:
+            if fds[1].revents:
+                fds[1].revents = 0
                 read(self.kick_fd, &value, 8)
+            # The flag is what counts: it is seen without a system call, and set before the descriptor is.
+            if self.has_kicks:
                 self.has_kicks = False
                 self.serve_kicks()
             count = self.read_batch()
@@ -1159,7 +1172,19 @@ cdef class Engine:
         for i in range(count):
             self.receive_message(number, i, now)
         pthread_rwlock_unlock(&self.lock)
+        if self.has_retired:
+            self.free_all_retired()
         return count
+
+    cdef void free_all_retired(self) noexcept nogil:
+        # A peer that roams with every packet must not fill the memory until Python changes something.
+        cdef int number
+        self.has_retired = False
+        pthread_rwlock_wrlock(&self.lock)
+        for number in range(1, PEER_LIMIT + 1):
+            if self.peers[number] is not NULL:
+                free_retired(self, self.peers[number])
+        pthread_rwlock_unlock(&self.lock)
 
     cdef void receive_message(self, int number, int i, double now) noexcept nogil:
         # A message may be several datagrams of one size that GRO joined; the last may be shorter.
@@ -1256,7 +1281,7 @@ cdef class Engine:
         elif route_lookup(self.routes, packet + 8, 6) != peer.number:
             self.drop_counts[1][DROP_DISALLOWED_SOURCE] += 1
             return
-        if (tos & 3) == 3 and not mark_congestion(packet):
+        if tos & 1 and not mark_congestion(packet, tos & 3):
             self.drop_counts[1][DROP_CONGESTED] += 1
             return
         peer.rx_packets += 1
@@ -1293,9 +1318,10 @@ cdef class Engine:
         if peer.roams:
             endpoint = <Endpoint *>calloc(1, sizeof(Endpoint))
             if endpoint is not NULL:
-                endpoint.to = origin[0]
+                set_origin(endpoint, origin)
                 retire_endpoint(peer, peer.primary)
                 peer.primary = endpoint
+                self.has_retired = True
             return
         if peer.secondary is not NULL and is_same_origin(&peer.secondary.to, origin):
             return
@@ -1352,6 +1378,16 @@ cdef uint64_t lost_of(Keypair *keypair) noexcept nogil:
     return keypair.window.greatest - keypair.window.received if keypair is not NULL else 0
 
 
+cdef void set_origin(Endpoint *endpoint, const Origin *origin) noexcept nogil:
+    # Datagrams go back to where this one came from, through the same relay.
+    cdef uint32_t word = 5
+    endpoint.to = origin[0]
+    if origin.is_relayed:
+        memcpy(endpoint.relay_header, &word, 4)
+        memcpy(endpoint.relay_header + 4, &origin.relay_destination, 4)
+        memcpy(endpoint.relay_header + 8, &origin.relay_source, 4)
+
+
 cdef void retire_keypair(Peer *peer, Keypair *keypair) noexcept nogil:
     if keypair is not NULL:
         keypair.is_dead = True
@@ -1406,25 +1442,26 @@ cdef int inner_length(const uint8_t *packet, int size) noexcept nogil:
     return 0
 
 
-cdef bint mark_congestion(uint8_t *packet) noexcept nogil:
-    # RFC 6040 §4.2: the outer header says that congestion was experienced. False: the packet must be dropped.
+cdef bint mark_congestion(uint8_t *packet, int outer) noexcept nogil:
+    # RFC 6040 §4.2, figure 4, where the outer field is ECT(1) or CE. False: the packet must be dropped.
+    cdef int inner
     cdef uint32_t checksum, old
-    if packet[0] >> 4 == 6:
-        if (packet[1] >> 4) & 3 == 0:
-            return False
-        packet[1] |= 0x30
+    inner = (packet[1] >> 4) & 3 if packet[0] >> 4 == 6 else packet[1] & 3
+    if inner == 0:
+        return outer != 3
+    if inner == 3 or inner == outer:
         return True
-    if packet[1] & 3 == 0:
-        return False
-    if packet[1] & 3 != 3:
-        old = (packet[0] << 8) | packet[1]
-        packet[1] |= 3
-        # RFC 1624: the header checksum follows from the change of one word.
-        checksum = ~<uint32_t>((packet[10] << 8) | packet[11]) & 0xFFFF
-        checksum += (~old & 0xFFFF) + <uint32_t>((packet[0] << 8) | packet[1])
-        checksum = (checksum & 0xFFFF) + (checksum >> 16)
-        checksum = (checksum & 0xFFFF) + (checksum >> 16)
-        checksum = ~checksum & 0xFFFF
-        packet[10] = <uint8_t>(checksum >> 8)
-        packet[11] = <uint8_t>(checksum & 0xFF)
+    if packet[0] >> 4 == 6:
+        packet[1] = (packet[1] & 0xCF) | <uint8_t>(outer << 4)
+        return True
+    old = (packet[0] << 8) | packet[1]
+    packet[1] = (packet[1] & 0xFC) | <uint8_t>outer
+    # RFC 1624: the header checksum follows from the change of one word.
+    checksum = ~<uint32_t>((packet[10] << 8) | packet[11]) & 0xFFFF
+    checksum += (~old & 0xFFFF) + <uint32_t>((packet[0] << 8) | packet[1])
+    checksum = (checksum & 0xFFFF) + (checksum >> 16)
+    checksum = (checksum & 0xFFFF) + (checksum >> 16)
+    checksum = ~checksum & 0xFFFF
+    packet[10] = <uint8_t>(checksum >> 8)
+    packet[11] = <uint8_t>(checksum & 0xFF)
     return True
