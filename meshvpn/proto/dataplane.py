@@ -32,6 +32,13 @@ _HEADER = 16
 _TAG = 16
 _WORD_TRANSPORT = 4
 STAGED_LIMIT = 512
+STAGED_BYTES = 8 << 20
+"""Of all peers together."""
+SLOW_BYTES = 2048
+"""Longest datagram that is not a transport message: disco, STUN and handshakes are shorter."""
+SLOW_RATE = 4096
+"""Such datagrams a second."""
+MAX_PEERS = 4096
 HANDSHAKE_EVENT_INTERVAL = 1.0
 PATH_EVENT_INTERVAL = 0.1
 
@@ -132,7 +139,7 @@ class _Peer:
 class DataPlane:
     """One network's packets. Every call that the engine takes, with the time where it needs one."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, slow_queue: int = 1024) -> None:
         self._drops: Counter[DropReason] = Counter()
         self._peers: dict[int, _Peer] = {}
         self._routes = AllowedIPs()
@@ -140,18 +147,23 @@ class DataPlane:
         self._transmits: list[Transmit] = []
         self._packets: list[bytes] = []
         self._datagrams: list[tuple[Path, bytes]] = []
+        self._slow_queue = slow_queue
+        self._slow_tokens = float(slow_queue)
+        self._slow_at = float("-inf")
+        self._staged_bytes = 0
         self._events: list[DataPlaneEvent] = []
         self._now = 0.0
 
     def add_peer(self, peer: int, *, roams: bool = False) -> None:
         """See Engine.add_peer."""
-        if peer in self._peers or peer <= 0:
-            raise ValueError(f"peer number {peer} is in use")
+        if peer in self._peers or not 0 < peer <= MAX_PEERS:
+            raise ValueError(f"peer number {peer} is in use or not between 1 and {MAX_PEERS}")
         self._peers[peer] = _Peer(peer, roams)
 
     def remove_peer(self, peer: int) -> None:
         """See Engine.remove_peer."""
         self.forget_keypairs(peer)
+        self._staged_bytes -= sum(map(len, self._peers[peer].staged))
         self._routes.remove_peer(peer)
         del self._peers[peer]
 
@@ -297,8 +309,7 @@ class DataPlane:
                 Path(path.socket, path.remote, RelayHop(destination, source)),
             )
         if int.from_bytes(data[:4], "little") != _WORD_TRANSPORT:
-            self._datagrams.append((path, data))
-            return None
+            return self._hand_over(path, data, now)
         return self._open(data, path, now)
 
     def take_transmits(self) -> list[Transmit]:
@@ -328,14 +339,19 @@ class DataPlane:
             peer.handshake_event_at = now
             self._events.append(HandshakeWanted(peer.number))
         if len(peer.staged) >= STAGED_LIMIT:
-            peer.staged.pop(0)
+            self._staged_bytes -= len(peer.staged.pop(0))
             self._drop(DropReason.NO_KEYPAIR)
+        if self._staged_bytes + len(packet) > STAGED_BYTES:
+            return self._drop(DropReason.NO_KEYPAIR)
         peer.staged.append(packet)
+        self._staged_bytes += len(packet)
+        return None
 
     def _flush(self, peer: _Peer, now: float) -> None:
         if peer.primary is None or peer.current is None or not peer.current.is_usable(now):
             return
         staged, peer.staged = peer.staged, []
+        self._staged_bytes -= sum(map(len, staged))
         for packet in staged:
             self._seal(peer, peer.current, packet, now)
 
@@ -363,6 +379,17 @@ class DataPlane:
             self._events.append(RekeyWanted(peer.number))
 
     # Receiving.
+
+    def _hand_over(self, path: Path, data: bytes, now: float) -> None:
+        if len(data) > SLOW_BYTES:
+            return self._drop(DropReason.TOO_BIG)
+        self._slow_tokens = min(self._slow_queue, self._slow_tokens + (now - self._slow_at) * SLOW_RATE)
+        self._slow_at = now
+        if self._slow_tokens < 1 or len(self._datagrams) >= self._slow_queue:
+            return self._drop(DropReason.QUEUE_FULL)
+        self._slow_tokens -= 1
+        self._datagrams.append((path, data))
+        return None
 
     def _open(self, data: bytes, path: Path, now: float) -> None:
         if len(data) < _HEADER + _TAG:
