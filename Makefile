@@ -21,6 +21,7 @@ check: setup  ## formatting, lints, types, layering, spelling
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check --output-format concise .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/stubtest tun.engine
 	$(VENV)/bin/lint-imports
 	PATH=$(CURDIR)/$(VENV)/bin:$$PATH $(VENV)/bin/cython-lint --max-line-length 120 tun
 	$(VENV)/bin/codespell

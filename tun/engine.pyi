@@ -1,7 +1,7 @@
 """Types of the compiled engine. The same shapes are met by its readable twin, meshvpn.proto.dataplane."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, final
+from typing import NamedTuple, Self, final
 
 class PeerStats(NamedTuple):
     """What the engine counted for one peer since `add_peer`. Times are monotonic seconds, 0.0 = never."""
@@ -59,8 +59,8 @@ class Engine:
     All methods may be called from any Python thread, before or after `start()`.
     """
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         tun_fd: int,
         sockets: Sequence[int],
         *,
@@ -68,7 +68,7 @@ class Engine:
         gso: bool = ...,
         gro: bool = ...,
         copy_dscp: bool = ...,
-    ) -> None: ...
+    ) -> Self: ...
     def start(self) -> None: ...
     def stop(self) -> None: ...
     @property
@@ -118,3 +118,6 @@ class Engine:
     def take_events(self, limit: int = ...) -> list[EngineEvent]: ...
     def drops(self) -> dict[str, int]:
         """Packets not forwarded, by DropReason value (the names in DROP_REASONS)."""
+
+def memory_blocks() -> int:
+    """Blocks of memory that all engines hold."""

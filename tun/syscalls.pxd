@@ -63,7 +63,7 @@ cdef extern from "<sys/socket.h>" nogil:
     size_t CMSG_SPACE(size_t size)
     int setsockopt(int fd, int level, int option, const void *value, socklen_t size)
     int getsockopt(int fd, int level, int option, void *value, socklen_t *size)
-    enum: AF_INET, AF_INET6, MSG_DONTWAIT, MSG_TRUNC
+    enum: AF_INET, AF_INET6, MSG_DONTWAIT, SOL_SOCKET, SO_DOMAIN
 
 cdef extern from *:
     """
@@ -131,6 +131,10 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_lock(pthread_mutex_t *mutex)
     int pthread_mutex_unlock(pthread_mutex_t *mutex)
     enum: PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP
+
+cdef inline void signal_eventfd(int fd) noexcept nogil:
+    cdef uint64_t one = 1
+    write(fd, &one, 8)
 
 cdef inline double monotonic() noexcept nogil:
     cdef timespec now

@@ -6,6 +6,7 @@ The far ends are the test itself: `inject` sends a datagram from one of them, `s
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import socket
 import struct
@@ -102,6 +103,9 @@ class EngineSide:
             self.inner.fileno(), [self.udp.fileno()], slow_queue=slow_queue, gso=gso, gro=gro, copy_dscp=copy_dscp
         )
         self.plane.start()
+        # Loopback has a queue a processor: datagrams of a thread that moves can overtake each other.
+        self._processors = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {min(self._processors)})
 
     def push(self, packet: bytes) -> None:
         self.tun.send(packet)
@@ -149,6 +153,7 @@ class EngineSide:
         until(lambda: self.plane.drops()[name] > before)
 
     def close(self) -> None:
+        os.sched_setaffinity(0, self._processors)
         self.plane.stop()
         for sock in (self.inner, self.tun, self.udp, *self.ends):
             sock.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 import select
 import socket
@@ -11,17 +12,17 @@ import threading
 
 import pytest
 
-from tun.engine import MAX_PEERS, MAX_SOCKETS, Engine
+from tun.engine import MAX_PEERS, MAX_SOCKETS, Engine, memory_blocks
 
 from .sides import A_HOST, B_HOST, EngineSide, install, introduce, loopback, packet, seal, until
 
 
 def test_engines_come_and_go_and_leave_nothing() -> None:
-    before, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+    gc.collect()
+    before = held()
     for _ in range(30):
         run_a_while()
-    assert len(os.listdir("/proc/self/fd")) == before
-    assert threading.active_count() == threads
+    assert held() == before
 
 
 def test_an_engine_can_be_stopped_and_started_again() -> None:
@@ -161,6 +162,10 @@ def test_it_sends_and_receives_on_the_socket_of_the_path(kind: str) -> None:
         finally:
             engine.stop()
             far.close()
+
+
+def held() -> tuple[int, int, int]:
+    return len(os.listdir("/proc/self/fd")), threading.active_count(), memory_blocks()
 
 
 def run_a_while() -> None:
