@@ -12,7 +12,8 @@ from .syscalls cimport *
 
 cdef enum:
     BATCH = 64                  # packets of one wake-up; also the kernel's limit of segments in one GSO message
-    SLOT = 9216                 # bytes of one packet buffer: an MTU up to 9,000 and what sealing adds
+    SLOT = 67776                # bytes of one buffer: the largest packet and what sealing adds; mostly never touched
+    CUT = 9280                  # of one packet that was cut from a large one: an MTU up to 9,000
     GSO_BYTES = 65000           # of one UDP_SEGMENT message with all headers
     CONTROL_BYTES = 128
 
@@ -21,8 +22,8 @@ cdef struct Slot:
     Peer *peer
     Endpoint *primary
     Endpoint *secondary
-    int offset                  # where the message starts in `buffers`
-    int size                    # of the message
+    uint8_t *data               # the message
+    int size
     int tos
     bint is_sent
 
@@ -30,7 +31,8 @@ cdef struct Batch:
     const Sockets *sockets
     uint64_t *drops
     bint has_gso
-    uint8_t *buffers
+    uint8_t *buffers            # BATCH × SLOT
+    uint8_t *cuts               # BATCH × CUT
     Slot slots[BATCH]
     mmsghdr messages[2 * BATCH]
     iovec vectors[4 * BATCH]
@@ -40,21 +42,23 @@ cdef struct Batch:
     int message_count
     int vector_count
 
+cdef inline void batch_free(Batch *batch) noexcept nogil:
+    if batch is not NULL:
+        give_block(batch.buffers)
+        give_block(batch.cuts)
+        give_block(batch)
+
 cdef inline Batch *batch_new(const Sockets *sockets, uint64_t *drops) noexcept nogil:
     cdef Batch *batch = <Batch *>take_block(sizeof(Batch))
     if batch is not NULL:
         batch.sockets = sockets
         batch.drops = drops
         batch.buffers = <uint8_t *>take_block(BATCH * SLOT)
-        if batch.buffers is NULL:
-            give_block(batch)
+        batch.cuts = <uint8_t *>take_block(BATCH * CUT)
+        if batch.buffers is NULL or batch.cuts is NULL:
+            batch_free(batch)
             return NULL
     return batch
-
-cdef inline void batch_free(Batch *batch) noexcept nogil:
-    if batch is not NULL:
-        give_block(batch.buffers)
-        give_block(batch)
 
 cdef inline void add_control(Batch *batch, Endpoint *to, int tos, int segment, int length) noexcept nogil:
     cdef mmsghdr *message = &batch.messages[batch.message_count]
@@ -94,7 +98,7 @@ cdef inline void build_message(Batch *batch, Endpoint *to, const int *run, int l
             vector[count].iov_base = to.relay_header
             vector[count].iov_len = RELAY_HEADER
             count += 1
-        vector[count].iov_base = batch.buffers + batch.slots[run[i]].offset
+        vector[count].iov_base = batch.slots[run[i]].data
         vector[count].iov_len = batch.slots[run[i]].size
         count += 1
     memset(message, 0, sizeof(mmsghdr))

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import pytun
 
 MAX_DEVICES = 256
+IFF_VNET_HDR = 0x4000
+"""Each packet has a virtio_net_hdr in front, by which large packets cross the device whole (linux/if_tun.h)."""
 
 
 class TunError(Exception):
@@ -56,7 +58,7 @@ def open_device(name: str | None, *, taken: frozenset[str] = frozenset(), persis
     """Open `name`, or the first of mesh0, mesh1, … that is not in `taken`. Raises TunError."""
     wanted = name or next(f"mesh{number}" for number in range(MAX_DEVICES) if f"mesh{number}" not in taken)
     try:
-        device = pytun.TunTapDevice(name=wanted, flags=pytun.IFF_TUN | pytun.IFF_NO_PI)
+        device = _open(wanted)
         if persist:
             device.persist(True)
         os.set_blocking(device.fileno(), False)
@@ -66,3 +68,13 @@ def open_device(name: str | None, *, taken: frozenset[str] = frozenset(), persis
     except OSError as error:
         raise TunError(wanted, error) from error
     return TunDevice(wanted, device)
+
+
+def _open(name: str) -> pytun.TunTapDevice:
+    flags = pytun.IFF_TUN | pytun.IFF_NO_PI
+    try:
+        return pytun.TunTapDevice(name=name, flags=flags | IFF_VNET_HDR)
+    except pytun.Error as error:
+        if error.args[0] != errno.EINVAL:
+            raise
+        return pytun.TunTapDevice(name=name, flags=flags)  # an old or foreign kernel: all packets are small ones

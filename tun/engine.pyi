@@ -55,7 +55,8 @@ MAX_SOCKETS: int
 class Engine:
     """One network's packet pump: TUN → route → seal → UDP, and UDP → index → open → window → source → TUN.
 
-    Two threads without the GIL. It takes no ownership of the file descriptors: close them after `stop()`.
+    Two threads without the GIL. `offload`: whether each packet of the device has a virtio_net_hdr in front and may be
+    a large one; None: as the device says. It takes no ownership of the file descriptors: close them after `stop()`.
     All methods may be called from any Python thread, before or after `start()`.
     """
 
@@ -68,6 +69,7 @@ class Engine:
         gso: bool = ...,
         gro: bool = ...,
         copy_dscp: bool = ...,
+        offload: bool | None = ...,
     ) -> Self: ...
     def start(self) -> None: ...
     def stop(self) -> None: ...

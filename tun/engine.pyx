@@ -9,7 +9,8 @@ No packet waits for a batch: a batch is what is there when a thread looks.
     endpoint.pxd  where datagrams come from and go to        batch.pxd   building and sending UDP messages
     peers.pxd     keypairs, their index, staged packets      outbox.pxd  the two queues to Python
     routes.pxd    longest prefix match                       inner.pxd   addresses and marks of inner packets
-    window.pxd    replays                                    drops.pxd, memory.pxd, syscalls.pxd
+    window.pxd    replays                                    offload.pxd large packets from and for the TUN device
+    drops.pxd, memory.pxd, syscalls.pxd
 
 Locks and ownership
   `lock` is a readers-writer lock that prefers writers. Both threads hold it for reading while they work on a batch, and
@@ -28,11 +29,12 @@ from typing import NamedTuple
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 
-from .batch cimport BATCH, SLOT, Batch, Slot, batch_free, batch_new, batch_send
+from .batch cimport BATCH, CUT, SLOT, Batch, Slot, batch_free, batch_new, batch_send
 from .drops cimport *
 from .endpoint cimport *
 from .inner cimport *
 from .memory cimport blocks_count, give_block, take_block
+from .offload cimport *
 from .outbox cimport *
 from .peers cimport *
 from .routes cimport Route, RouteTable, mask_network, route_drop, route_drop_peer, route_find, route_set
@@ -133,6 +135,9 @@ cdef class Engine:
     cdef bint is_running, has_kicks
     cdef bint has_retired                        # of the receive thread: endpoints that a roaming peer left
     cdef bint has_gro, copies_dscp
+    cdef bint has_tso, has_uso                   # the device takes and gives large packets of TCP, of UDP
+    cdef int vnet_bytes                          # in front of each packet of the device
+    cdef Train train
     cdef list threads
     cdef pthread_rwlock_t lock
     cdef RouteTable *routes
@@ -146,7 +151,9 @@ cdef class Engine:
     cdef uint8_t rx_controls[MESSAGES][CONTROL_BYTES]
     cdef SocketAddress rx_names[MESSAGES]
 
-    def __cinit__(self, int tun_fd, sockets, *, int slow_queue=1024, bint gso=True, bint gro=True, bint copy_dscp=True):
+    def __cinit__(
+            self, int tun_fd, sockets, *, int slow_queue=1024, bint gso=True, bint gro=True, bint copy_dscp=True,
+            offload=None):
         cdef pthread_rwlockattr_t attribute
         self.kick_fd = self.receive_stop_fd = self.outbox.fd = -1
         pthread_rwlockattr_init(&attribute)
@@ -165,11 +172,24 @@ cdef class Engine:
         self.batch = batch_new(&self.sockets, self.drop_counts[TRANSMIT])
         if not self.routes or not self.peers or not self.rx_buffers or not self.batch:
             raise MemoryError()
+        self.set_up_device(offload)
         self.set_up_sockets(sockets, gso, gro)
         self.kick_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         self.receive_stop_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         if not outbox_open(&self.outbox, slow_queue) or self.kick_fd < 0 or self.receive_stop_fd < 0:
             raise OSError("no more memory or file descriptors")
+
+    cdef void set_up_device(self, offload):
+        cdef ifreq request
+        cdef unsigned long tcp = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6, udp = TUN_F_USO4 | TUN_F_USO6
+        memset(&request, 0, sizeof(ifreq))
+        if offload is not None:
+            self.has_tso = self.has_uso = offload
+            self.vnet_bytes = VNET_BYTES if offload else 0
+        elif ioctl(self.tun_fd, TUNGETIFF, &request) == 0 and request.ifr_flags & IFF_VNET_HDR:
+            self.vnet_bytes = VNET_BYTES
+            self.has_uso = ioctl(self.tun_fd, TUNSETOFFLOAD, tcp | udp) == 0
+            self.has_tso = self.has_uso or ioctl(self.tun_fd, TUNSETOFFLOAD, tcp) == 0
 
     cdef int set_up_sockets(self, sockets, bint gso, bint gro) except -1:
         cdef int one = 1, value = 0, family = 0, fd
@@ -251,6 +271,8 @@ cdef class Engine:
             "udp_gro": bool(self.has_gro),
             "sendmmsg": True,
             "dscp": bool(self.copies_dscp),
+            "tun_tso": bool(self.has_tso),
+            "tun_uso": bool(self.has_uso),
         }
 
     def add_peer(self, int peer, *, bint roams=False):
@@ -481,15 +503,18 @@ cdef class Engine:
                 poll(fds, 2, -1)
                 continue
             pthread_rwlock_rdlock(&self.lock)
-            batch_send(self.batch, self.seal_batch(count, monotonic()))
+            self.send_packets(count, monotonic())
             pthread_rwlock_unlock(&self.lock)
 
     cdef int read_batch(self) noexcept nogil:
-        # Packets read into the slots' buffers, behind room for the header; -1 when the device is gone.
-        cdef int count = 0
+        # Packets read into the batch's buffers, behind room for the header; -1 when the device is gone. A large packet
+        # is the last of its batch.
+        cdef int count = 0, extra = self.vnet_bytes
+        cdef uint8_t *buffer
         cdef ssize_t size
         while count < BATCH:
-            size = read(self.tun_fd, self.batch.buffers + count * SLOT + HEADER, SLOT - HEADER - TAG - 16)
+            buffer = self.batch.buffers + count * SLOT
+            size = read(self.tun_fd, buffer + HEADER - extra, SLOT - HEADER - TAG - 16 + extra)
             if size < 0:
                 if errno == EINTR:
                     continue
@@ -500,26 +525,62 @@ cdef class Engine:
                 return -1
             if size == 0:
                 return count if count else -1
-            self.batch.slots[count].size = <int>size
+            self.batch.slots[count].size = <int>size - extra
             count += 1
+            if extra and (<VnetHeader *>(buffer + HEADER - extra)).gso_type != GSO_NONE:
+                return count
         return count
 
-    cdef int seal_batch(self, int count, double now) noexcept nogil:
-        # Seals in place; slots that are dropped or staged disappear. Returns how many are left.
+    cdef void send_packets(self, int count, double now) noexcept nogil:
+        # Seals in place; what is dropped or staged leaves no gap.
         cdef int i, size, kept = 0
+        cdef uint8_t *packet
+        cdef VnetHeader *vnet
+        for i in range(count):
+            packet = self.batch.buffers + i * SLOT + HEADER
+            size = self.batch.slots[i].size
+            if self.vnet_bytes and size > 0:
+                vnet = <VnetHeader *>(packet - VNET_BYTES)
+                if vnet.gso_type != GSO_NONE:
+                    batch_send(self.batch, kept)
+                    self.send_super(vnet, packet, size, now)
+                    return
+                if not complete_checksum(vnet, packet, size):
+                    size = 0
+            kept += self.send_packet(self.route_packet(packet, size), packet - HEADER, size, now, kept)
+        batch_send(self.batch, kept)
+
+    cdef void send_super(self, VnetHeader *vnet, uint8_t *packet, int size, double now) noexcept nogil:
+        cdef Super big
+        cdef int kept = 0, next_size
         cdef uint8_t *buffer
         cdef Peer *peer
-        for i in range(count):
-            buffer = self.batch.buffers + i * SLOT
-            size = self.batch.slots[i].size
-            peer = self.route_packet(buffer + HEADER, size)
-            if peer is NULL:
-                continue
-            if not is_usable_keypair(peer.current, now):
-                self.stage(peer, buffer + HEADER, size, now)
-            elif self.seal_packet(peer, i, size, now, &self.batch.slots[kept]):
-                kept += 1
-        return kept
+        if not super_open(&big, vnet, packet, size):
+            self.drop_counts[TRANSMIT][DROP_NOT_IP] += 1
+            return
+        peer = self.route_packet(packet, size)
+        if big.header_bytes + big.gso_size > CUT - HEADER - TAG - 16:
+            self.drop_counts[TRANSMIT][DROP_TOO_BIG] += 1
+            return
+        next_size = super_next_size(&big)
+        while peer is not NULL and next_size:
+            buffer = self.batch.cuts + kept * CUT
+            super_cut(&big, buffer + HEADER)
+            kept += self.send_packet(peer, buffer, next_size, now, kept)
+            if kept == BATCH:
+                batch_send(self.batch, kept)
+                kept = 0
+            next_size = super_next_size(&big)
+        batch_send(self.batch, kept)
+
+    cdef bint send_packet(self, Peer *peer, uint8_t *buffer, int size, double now, int slot) noexcept nogil:
+        # True: it is sealed and in its slot.
+        if peer is NULL:
+            return False
+        if not is_usable_keypair(peer.current, now):
+            self.stage(peer, buffer + HEADER, size, now)
+            return False
+        return self.seal_packet(peer, buffer, size, now, &self.batch.slots[slot])
 
     cdef Peer *route_packet(self, const uint8_t *packet, int size) noexcept nogil:
         cdef uint32_t number
@@ -532,9 +593,8 @@ cdef class Engine:
             return NULL
         return self.peers.by_number[number]
 
-    cdef bint seal_packet(self, Peer *peer, int position, int size, double now, Slot *slot) noexcept nogil:
-        # The buffer at `position` holds HEADER free bytes, then the packet. Fills `slot`; False: dropped.
-        cdef uint8_t *buffer = self.batch.buffers + position * SLOT
+    cdef bint seal_packet(self, Peer *peer, uint8_t *buffer, int size, double now, Slot *slot) noexcept nogil:
+        # `buffer` holds HEADER free bytes, then the packet. Fills `slot`; False: dropped.
         cdef Keypair *keypair = peer.current
         cdef uint64_t counter
         cdef uint8_t nonce[12]
@@ -556,7 +616,7 @@ cdef class Engine:
         memset(nonce, 0, 4)
         memcpy(nonce + 4, &counter, 8)
         seal(buffer + HEADER, NULL, buffer + HEADER, padded, NULL, 0, NULL, nonce, keypair.send_key)
-        slot.offset = position * SLOT
+        slot.data = buffer
         slot.size = HEADER + padded + TAG
         slot.is_sent = False
         self.note_sent(peer, keypair, size, now)
@@ -601,13 +661,15 @@ cdef class Engine:
 
     cdef void flush(self, Peer *peer) noexcept nogil:
         cdef int count, size
+        cdef uint8_t *buffer
         cdef double now = monotonic()
         while peer.staged_first is not NULL and peer.primary is not NULL and is_usable_keypair(peer.current, now):
             count = 0
             while peer.staged_first is not NULL and count < BATCH:
                 size = peer.staged_first.size
-                memcpy(self.batch.buffers + count * SLOT + HEADER, peer.staged_first.data, size)
-                if self.seal_packet(peer, count, size, now, &self.batch.slots[count]):
+                buffer = self.batch.cuts + count * CUT
+                memcpy(buffer + HEADER, peer.staged_first.data, size)
+                if self.seal_packet(peer, buffer, size, now, &self.batch.slots[count]):
                     count += 1
                 unstage_first(self.peers, peer)
             batch_send(self.batch, count)
@@ -617,7 +679,7 @@ cdef class Engine:
         cdef bint again = peer.more_arrived
         if peer.primary is NULL or not is_usable_keypair(peer.current, now):
             return
-        if self.seal_packet(peer, 0, 0, now, &self.batch.slots[0]):
+        if self.seal_packet(peer, self.batch.cuts, 0, now, &self.batch.slots[0]):
             batch_send(self.batch, 1)
             if again:
                 # Kernel driver: a keepalive is followed by another if more data came while it was pending.
@@ -665,6 +727,7 @@ cdef class Engine:
         pthread_rwlock_rdlock(&self.lock)
         for i in range(count):
             self.receive_message(number, i, now)
+        self.write_train()
         pthread_rwlock_unlock(&self.lock)
         if self.has_retired:
             self.free_all_retired()
@@ -772,8 +835,31 @@ cdef class Engine:
             return
         peer.rx_packets += 1
         peer.rx_bytes += length
-        if write(self.tun_fd, packet, length) != length:
-            drops[DROP_NOT_IP if errno == EINVAL else DROP_TUN_FULL] += 1
+        self.write_packet(packet, length)
+
+    cdef void write_packet(self, uint8_t *packet, int size) noexcept nogil:
+        # What is in front of a packet is its opened message's header: there is room for the device's.
+        if self.has_tso:
+            if self.train.count and train_add(&self.train, packet, size):
+                return
+            self.write_train()
+            if train_start(&self.train, packet, size, self.has_uso):
+                return
+        self.write_single(packet, size)
+
+    cdef void write_single(self, uint8_t *packet, int size) noexcept nogil:
+        memset(packet - self.vnet_bytes, 0, self.vnet_bytes)
+        if write(self.tun_fd, packet - self.vnet_bytes, size + self.vnet_bytes) < 0:
+            self.drop_counts[RECEIVE][DROP_NOT_IP if errno == EINVAL else DROP_TUN_FULL] += 1
+
+    cdef void write_train(self) noexcept nogil:
+        if self.train.count == 1:
+            self.write_single(<uint8_t *>self.train.vectors[1].iov_base, self.train.size)
+        elif self.train.count:
+            train_finish(&self.train)
+            if writev(self.tun_fd, self.train.vectors, self.train.count + 1) < 0:
+                self.drop_counts[RECEIVE][DROP_NOT_IP if errno == EINVAL else DROP_TUN_FULL] += self.train.count
+        self.train.count = 0
 
     cdef void note_received(self, Origin *origin, Keypair *keypair, Peer *peer, int size, double now) noexcept nogil:
         peer.last_authenticated_at = peer.last_received_at = keypair.received_at = now

@@ -37,6 +37,23 @@ cdef extern from "<sys/uio.h>" nogil:
     struct iovec:
         void *iov_base
         size_t iov_len
+    ssize_t writev(int fd, const iovec *vectors, int count)
+
+cdef extern from "<sys/ioctl.h>" nogil:
+    int ioctl(int fd, unsigned long request, ...)
+
+cdef extern from *:
+    """
+    #include <linux/if_tun.h>
+    #include <net/if.h>
+    #ifndef TUN_F_USO4
+    #define TUN_F_USO4 0x20
+    #define TUN_F_USO6 0x40
+    #endif
+    """
+    struct ifreq:
+        short ifr_flags
+    enum: TUNGETIFF, TUNSETOFFLOAD, IFF_VNET_HDR, TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_USO4, TUN_F_USO6
 
 cdef extern from "<sys/socket.h>" nogil:
     ctypedef unsigned int socklen_t

@@ -89,7 +89,7 @@ class Side(Protocol):
 class EngineSide:
     """The compiled engine; a socket pair stands for the TUN, UDP is loopback's."""
 
-    def __init__(self, *, gso: bool = True, gro: bool = True, copy_dscp: bool = True, slow_queue: int = 1024) -> None:
+    def __init__(self, *, gso: bool = True, gro: bool = True, copy_dscp: bool = True, offload: bool = False) -> None:
         self.inner, self.tun = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.udp = loopback()
         self.ends = tuple(loopback() for _ in range(FAR_ENDS))
@@ -100,7 +100,7 @@ class EngineSide:
         self.address, self.far = name_of(self.udp), tuple(map(name_of, self.ends))
         self._settled = Counter[str]()
         self.plane = Engine(
-            self.inner.fileno(), [self.udp.fileno()], slow_queue=slow_queue, gso=gso, gro=gro, copy_dscp=copy_dscp
+            self.inner.fileno(), [self.udp.fileno()], gso=gso, gro=gro, copy_dscp=copy_dscp, offload=offload
         )
         self.plane.start()
         # Loopback has a queue a processor: datagrams of a thread that moves can overtake each other.
