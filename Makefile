@@ -5,7 +5,7 @@ STAMP := $(VENV)/.ready
 SOURCES := pyproject.toml tun/engine.pyx $(wildcard tun/*.pxd)
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /	/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /	/' | expand -t 14
 
 setup: $(STAMP)  ## make .venv with meshvpn, meshvpnd, meshvpn-rendezvous and the compiled engine
 
@@ -29,6 +29,9 @@ check: setup  ## formatting, lints, types, layering, spelling
 test: check  ## everything that is checked and tested, the fast things first
 	$(VENV)/bin/pytest --durations=5 tests
 
+check-native: setup  ## the engine's tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	.ci/check-native
+
 demo: setup  ## three PBXs behind NATs, a hundred calls, an eviction, in network namespaces
 	$(VENV)/bin/python -m bench.demo
 
@@ -37,4 +40,4 @@ clean:  ## remove what the other targets made
 	rm -f tun/engine.c tun/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup check test demo clean
+.PHONY: help setup check check-native test demo clean
