@@ -37,7 +37,7 @@ cdef struct Batch:
     mmsghdr messages[2 * BATCH]
     iovec vectors[4 * BATCH]
     uint8_t controls[2 * BATCH][CONTROL_BYTES]
-    int socket_of[2 * BATCH]    # of each message
+    Endpoint *endpoint_of[2 * BATCH]        # of each message
     int packets_of[2 * BATCH]
     int message_count
     int vector_count
@@ -107,7 +107,7 @@ cdef inline void build_message(Batch *batch, Endpoint *to, const int *run, int l
     message.msg_hdr.msg_iov = vector
     message.msg_hdr.msg_iovlen = count
     add_control(batch, to, head.tos, segment, length)
-    batch.socket_of[batch.message_count] = to.to.socket
+    batch.endpoint_of[batch.message_count] = to
     batch.packets_of[batch.message_count] = length
     batch.message_count += 1
     batch.vector_count += count
@@ -121,7 +121,7 @@ cdef inline void build_run(Batch *batch, int first, int count) noexcept nogil:
     cdef int length = 1, i, total = head.size
     run[0] = first
     head.is_sent = True
-    if batch.has_gso:
+    if batch.has_gso and not head.primary.is_single:
         for i in range(first + 1, count):
             slot = &batch.slots[i]
             if slot.is_sent or slot.peer is not head.peer:
@@ -150,15 +150,15 @@ cdef inline void send_singly(Batch *batch, int number) noexcept nogil:
         single.msg_hdr.msg_iovlen = each
         # The mark stays; UDP_SEGMENT, the last, goes.
         single.msg_hdr.msg_controllen -= CMSG_SPACE(sizeof(uint16_t))
-        if sendmmsg(batch.sockets.fd[batch.socket_of[number]], &single, 1, MSG_DONTWAIT) != 1:
+        if sendmmsg(batch.sockets.fd[batch.endpoint_of[number].to.socket], &single, 1, MSG_DONTWAIT) != 1:
             batch.drops[DROP_SEND_FAILED] += 1
 
 cdef inline void send_messages(Batch *batch) noexcept nogil:
     cdef int first = 0, last, done, socket
     while first < batch.message_count:
         last = first + 1
-        socket = batch.socket_of[first]
-        while last < batch.message_count and batch.socket_of[last] == socket:
+        socket = batch.endpoint_of[first].to.socket
+        while last < batch.message_count and batch.endpoint_of[last].to.socket == socket:
             last += 1
         done = sendmmsg(batch.sockets.fd[socket], &batch.messages[first], last - first, MSG_DONTWAIT)
         if done > 0:
@@ -167,8 +167,8 @@ cdef inline void send_messages(Batch *batch) noexcept nogil:
         if errno == EINTR:
             continue
         if batch.packets_of[first] > 1 and (errno == EIO or errno == EINVAL or errno == EMSGSIZE):
-            # This route's device can't segment (no checksum offload, or a small MTU): one by one from now on.
-            batch.has_gso = False
+            # No checksum offload on this way, or a small MTU: one by one from now on, to there.
+            batch.endpoint_of[first].is_single = True
             send_singly(batch, first)
         else:
             batch.drops[DROP_SEND_FAILED] += batch.packets_of[first]

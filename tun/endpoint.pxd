@@ -31,6 +31,7 @@ cdef struct Endpoint:
     Endpoint *retired           # the next in a peer's list of those that a writer may free
     Origin to
     uint8_t relay_header[RELAY_HEADER]
+    bint is_single              # the kernel does not segment on this way: one packet a message
 
 cdef inline bint is_same_origin(const Origin *left, const Origin *right) noexcept nogil:
     return (left.socket == right.socket and left.is_relayed == right.is_relayed

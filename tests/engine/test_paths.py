@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+
 import pytest
 
 from meshvpn.proto.dataplane import PathSeen
 from meshvpn.proto.transport import Path, RelayHop
 
-from .sides import A_HOST, B_HOST, Side, install, introduce, packet, seal, unseal
+from .sides import A_HOST, B_HOST, EngineSide, Side, install, introduce, packet, seal, unseal
 
 HOP = RelayHop(local_id=7, remote_id=9)
 """As the plane under test sees it: it is 7, its peer is 9."""
+SO_NO_CHECK = 11
 BACK = RelayHop(local_id=9, remote_id=7)
 
 
@@ -168,3 +172,22 @@ def opened(message: bytes) -> bytes:
 
 def endpoint(side: Side, far: int) -> tuple[str, int]:
     return side.far[far].host, side.far[far].port
+
+
+def test_where_the_kernel_does_not_segment_packets_go_one_by_one_with_their_marks() -> None:
+    with contextlib.closing(EngineSide()) as side:
+        # The kernel refuses UDP_SEGMENT without checksums, as it does on a way with a small MTU.
+        side.udp.setsockopt(socket.SOL_SOCKET, SO_NO_CHECK, 1)
+        side.ends[0].setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
+        introduce(side, side.far[0], B_HOST)
+        install(side.plane, 1, 2, is_initiator=True)
+        side.plane.stop()
+        packets = [packet(A_HOST, B_HOST, number, tos=0xB8) for number in range(60)]
+        for item in packets:
+            side.push(item)
+        side.plane.start()
+        got = [side.ends[0].recvmsg(4096, 256) for _ in packets]
+        assert [opened(data) for data, _, _, _ in got] == packets
+        assert {control[0][2][0] for _, control, _, _ in got} == {0xB8}
+        assert side.drops() == {}
+        assert side.plane.features["udp_gso"]
