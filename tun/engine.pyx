@@ -133,6 +133,7 @@ cdef class Engine:
     cdef int tun_fd, tun_error
     cdef int kick_fd, receive_stop_fd
     cdef bint is_running, has_kicks
+    cdef bint is_drained                         # of the transmit thread: the device had no more
     cdef bint has_retired                        # of the receive thread: endpoints that a roaming peer left
     cdef bint has_gro, copies_dscp
     cdef bint has_tso, has_uso                   # the device takes and gives large packets of TCP, of UDP
@@ -482,8 +483,9 @@ cdef class Engine:
     # --- transmit thread ----------------------------------------------------------------------------------------
 
     cdef void transmit_loop(self) noexcept nogil:
+        # Where packets come one by one, the first is sent before the device is asked for a second.
         cdef pollfd fds[2]
-        cdef int count
+        cdef int count, burst = 0, limit = BATCH
         cdef uint64_t value
         fds[0].revents = fds[1].revents = 0
         fds[0].fd = self.tun_fd
@@ -496,29 +498,37 @@ cdef class Engine:
             if self.has_kicks:
                 self.has_kicks = False
                 self.serve_kicks()
-            count = self.read_batch()
+            count = self.read_batch(limit)
             if count < 0:
                 return
-            if count == 0:
+            if count:
+                pthread_rwlock_rdlock(&self.lock)
+                self.send_packets(count, monotonic())
+                pthread_rwlock_unlock(&self.lock)
+            burst += count
+            limit = BATCH
+            if self.is_drained:
+                limit = 1 if burst == 1 else BATCH
+                burst = 0
                 poll(fds, 2, -1)
-                continue
-            pthread_rwlock_rdlock(&self.lock)
-            self.send_packets(count, monotonic())
-            pthread_rwlock_unlock(&self.lock)
 
-    cdef int read_batch(self) noexcept nogil:
+    cdef int read_batch(self, int limit) noexcept nogil:
         # Packets read into the batch's buffers, behind room for the header; -1 when the device is gone. A large packet
         # is the last of its batch.
         cdef int count = 0, extra = self.vnet_bytes
         cdef uint8_t *buffer
         cdef ssize_t size
-        while count < BATCH:
+        self.is_drained = False
+        while count < limit:
             buffer = self.batch.buffers + count * SLOT
             size = read(self.tun_fd, buffer + HEADER - extra, SLOT - HEADER - TAG - 16 + extra)
             if size < 0:
                 if errno == EINTR:
                     continue
-                if errno == EAGAIN or count:
+                if errno == EAGAIN:
+                    self.is_drained = True
+                    return count
+                if count:
                     return count
                 self.tun_error = errno
                 signal_eventfd(self.outbox.fd)

@@ -11,7 +11,6 @@ import select
 import socket
 import struct
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -28,12 +27,13 @@ from meshvpn.proto.dataplane import (
 )
 from meshvpn.proto.transport import Address, Path, RelayHop
 from tun import engine as compiled
-from tun.engine import Engine
+from tun.engine import MAX_PEERS, Engine
 
 A_HOST, B_HOST = "10.0.0.1", "10.0.0.2"
 FAR_ENDS = 3
 WAIT = 5.0
 """Seconds after which what should have arrived has not."""
+SETTLED_HOST, SETTLED_KEYPAIR = "255.255.255.254", (0xFFFFFFFE, 0xFFFFFFFD)
 SOL_UDP, UDP_SEGMENT = 17, 103
 SO_RCVBUFFORCE = 33
 
@@ -98,7 +98,8 @@ class EngineSide:
         self.inner.setblocking(False)
         self.udp.setblocking(False)
         self.address, self.far = name_of(self.udp), tuple(map(name_of, self.ends))
-        self._settled = Counter[str]()
+        self.sink, self._settled = loopback(), 0
+        self.vnet = bytes(10) if offload else b""
         self.plane = Engine(
             self.inner.fileno(), [self.udp.fileno()], gso=gso, gro=gro, copy_dscp=copy_dscp, offload=offload
         )
@@ -138,24 +139,24 @@ class EngineSide:
         return PeerStats(*self.plane.stats(peer))
 
     def drops(self) -> dict[str, int]:
-        counted = self.plane.drops()
-        return {name: count - self._settled[name] for name, count in counted.items() if count > self._settled[name]}
+        return {name: count for name, count in self.plane.drops().items() if count}
 
     def settle(self) -> None:
-        # Each thread drops something; what is no IP packet is the transmit thread's alone once the other is idle.
-        self._count("too_short", lambda: self.ends[0].sendto(b"!", self.udp.getsockname()))
-        self._count("not_ip", lambda: self.tun.send(b"!"))
-
-    def _count(self, name: str, send: Callable[[], int]) -> None:
-        before = self.plane.drops()[name]
-        self._settled[name] += 1
-        send()
-        until(lambda: self.plane.drops()[name] > before)
+        # Each queue is first in, first out: what comes from and goes to a peer of our own is the last.
+        if not self._settled:
+            introduce(self, name_of(self.sink), SETTLED_HOST, peer=MAX_PEERS)
+            install(self.plane, *SETTLED_KEYPAIR, is_initiator=True, peer=MAX_PEERS)
+        before = self.plane.stats(MAX_PEERS)
+        self.sink.sendto(seal(*SETTLED_KEYPAIR, self._settled, b""), self.udp.getsockname())
+        self.push(self.vnet + packet(A_HOST, SETTLED_HOST, 0))
+        self._settled += 1
+        until(lambda: self.plane.stats(MAX_PEERS).last_received_at > before.last_received_at)
+        until(lambda: self.plane.stats(MAX_PEERS).tx_packets > before.tx_packets)
 
     def close(self) -> None:
         os.sched_setaffinity(0, self._processors)
         self.plane.stop()
-        for sock in (self.inner, self.tun, self.udp, *self.ends):
+        for sock in (self.inner, self.tun, self.udp, self.sink, *self.ends):
             sock.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from meshvpn.proto.constants import REJECT_AFTER_TIME, REKEY_AFTER_TIME
 from meshvpn.proto.dataplane import STAGED_BYTES, STAGED_LIMIT, HandshakeWanted, KeypairConfirmed, RekeyWanted
 
-from .sides import A_HOST, B_HOST, Side, install, introduce, packet, seal, unseal
+from .sides import A_HOST, B_HOST, Side, install, introduce, open_side, packet, seal, unseal
 
 MOMENT = 1e-3
 """How far behind a stamp may lie: the engine reads the clock once a batch."""
@@ -61,6 +62,24 @@ def test_an_index_in_use_is_refused_and_changes_nothing(joined: Side) -> None:
         install(joined.plane, 1, 9, is_initiator=True, peer=2)
     joined.inject(seal(1, 2, 0, packet(B_HOST, A_HOST, 1)))
     assert joined.take(1) == [packet(B_HOST, A_HOST, 1)]
+
+
+@pytest.mark.parametrize("kind", ["engine", "twin"])
+def test_thousands_of_indices_are_told_apart_after_many_changes(kind: str) -> None:
+    chance = random.Random(6)
+    indices = chance.sample(range(1, 1 << 32), 4000)
+    with open_side(kind) as side:
+        for peer, index in enumerate(indices, 1):
+            side.plane.add_peer(peer)
+            install(side.plane, index, 7, is_initiator=True, peer=peer)
+        gone = chance.sample(range(1, 4001), 2000)
+        for peer in gone:
+            side.plane.forget_keypairs(peer)
+        for peer in set(range(1, 4001)) - set(gone):
+            with pytest.raises(ValueError, match="in use"):
+                install(side.plane, indices[peer - 1], 7, is_initiator=True, peer=peer)
+        for peer in gone:
+            install(side.plane, indices[peer - 1], 7, is_initiator=True, peer=peer)
 
 
 def test_a_forgotten_keypair_opens_and_seals_nothing(joined: Side) -> None:

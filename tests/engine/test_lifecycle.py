@@ -9,6 +9,7 @@ import os
 import select
 import socket
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -37,6 +38,27 @@ def test_an_engine_can_be_stopped_and_started_again() -> None:
                 side.plane.start()
             side.push(packet(A_HOST, B_HOST, number))
             assert len(side.sent(1)) == 1
+
+
+def test_an_engine_without_traffic_sleeps_also_after_a_stop() -> None:
+    with contextlib.closing(EngineSide()) as side:
+        for _ in range(3):
+            until(lambda: engine_threads() == ["S", "S"])
+            side.plane.stop()
+            side.plane.start()
+        until(lambda: engine_threads() == ["S", "S"])
+
+
+def test_a_peer_that_roams_with_every_packet_does_not_fill_the_memory() -> None:
+    with contextlib.closing(EngineSide()) as side:
+        side.plane.add_peer(1, roams=True)
+        install(side.plane, 1, 2, is_initiator=False)
+        side.settle()
+        before = memory_blocks()
+        for counter in range(2000):
+            side.inject(seal(1, 2, counter, b""), far=counter % 3)
+        side.settle()
+        assert memory_blocks() < before + 1000
 
 
 def test_what_came_while_it_was_stopped_is_worked_on_after_the_start() -> None:
@@ -166,6 +188,13 @@ def test_it_sends_and_receives_on_the_socket_of_the_path(kind: str) -> None:
 
 def held() -> tuple[int, int, int]:
     return len(os.listdir("/proc/self/fd")), threading.active_count(), memory_blocks()
+
+
+def engine_threads() -> list[str]:
+    """The states of the engine's threads."""
+    stats = [path.read_text() for path in Path("/proc/self/task").glob("*/stat")]
+    names = {thread.native_id for thread in threading.enumerate() if thread.name.startswith("engine-")}
+    return [stat.rsplit(") ", 1)[1][0] for stat in stats if int(stat.split(" ", 1)[0]) in names]
 
 
 def run_a_while() -> None:

@@ -175,6 +175,15 @@ class TestForTheDevice:
         send(engine, packets)
         assert [resplit(item, flow.back()) for item in engine.take(2)] == [packets[:4], packets[4:]]
 
+    def test_a_train_has_a_greatest_length(self, engine: EngineSide) -> None:
+        packets = UDP.back().cut(0, bytes(100 * 150), 100)
+        messages = [seal(1, 2, counter, item) for counter, item in enumerate(packets)]
+        engine.plane.stop()
+        for at in range(0, 150, 50):
+            engine.inject_joined(*messages[at : at + 50])
+        engine.plane.start()
+        assert [resplit(item, UDP.back()) for item in engine.take(3)] == [packets[:64], packets[64:128], packets[128:]]
+
     def test_pushed_data_ends_a_train_and_stays_pushed(self, engine: EngineSide) -> None:
         flow = TCP.back()
         packets = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 
 import pytest
@@ -82,6 +83,28 @@ def test_the_table_is_bounded(kind: str) -> None:
         side.plane.add_route(b"\0\0\0\1", 32, 1)
         side.plane.remove_route(b"\0\0\0\1", 32)
         side.plane.add_route(b"\x7f\0\0\1", 32, 1)
+
+
+@pytest.mark.parametrize("kind", ["engine", "twin"])
+def test_a_crowded_table_knows_what_is_in_it_after_many_changes(kind: str) -> None:
+    chance = random.Random(5)
+    present = [number.to_bytes(4, "big") for number in chance.sample(range(1 << 32), MAX_ROUTES)]
+    with open_side(kind) as side:
+        side.plane.add_peer(1)
+        for network in present:
+            side.plane.add_route(network, 32, 1)
+        chance.shuffle(present)
+        gone, present = present[:4000], present[4000:]
+        for network in gone:
+            side.plane.remove_route(network, 32)
+        for number in range(4000):
+            present.append(b"\0\0" + number.to_bytes(2, "big"))
+            side.plane.add_route(present[-1], 32, 1)
+        for network in present:
+            side.plane.add_route(network, 32, 1)
+        for network in gone:
+            with pytest.raises(ValueError, match="full"):
+                side.plane.add_route(network, 32, 1)
 
 
 @pytest.mark.parametrize(("network", "length"), [(b"\0\0\0", 8), (bytes(4), 33), (bytes(16), 129), (bytes(4), -1)])
