@@ -10,7 +10,7 @@ No packet waits for a batch: a batch is what is there when a thread looks.
     peers.pxd     keypairs, their index, staged packets      outbox.pxd  the two queues to Python
     routes.pxd    longest prefix match                       inner.pxd   addresses and marks of inner packets
     window.pxd    replays                                    offload.pxd large packets from and for the TUN device
-    drops.pxd, memory.pxd, syscalls.pxd
+    cipher.pxd    ChaCha20-Poly1305                          drops.pxd, memory.pxd, syscalls.pxd
 
 Locks and ownership
   `lock` is a readers-writer lock that prefers writers. Both threads hold it for reading while they work on a batch, and
@@ -23,6 +23,7 @@ Locks and ownership
   here never need the GIL, and no packet waits for a Python thread that does. The outbox has its own mutex.
 """
 
+import ctypes
 import threading
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 
 from .batch cimport BATCH, CUT, SLOT, Batch, Slot, batch_free, batch_new, batch_send
+from .cipher cimport *
 from .drops cimport *
 from .endpoint cimport *
 from .inner cimport *
@@ -49,7 +51,6 @@ cdef enum:
     MESSAGE_BYTES = 65536       # a GRO message may be that long
     CONTROL_BYTES = 128
     HEADER = 16                 # type(4) receiver(4) counter(8)
-    TAG = 16
     TRANSMIT = 0                # who counts drops
     RECEIVE = 1
 
@@ -112,17 +113,26 @@ class EngineEvent(NamedTuple):
     is_relayed: bool
 
 
-cdef aead_encrypt_t seal = NULL
-cdef aead_decrypt_t unseal = NULL
+cdef Sodium sodium
 
 
 cdef void load_sodium() except *:
-    global seal, unseal
     ffi, lib = nacl._sodium.ffi, nacl._sodium.lib
-    seal = <aead_encrypt_t><uintptr_t>int(ffi.cast(
+    sodium.aead_encrypt = <aead_encrypt_t><uintptr_t>int(ffi.cast(
         "uintptr_t", ffi.addressof(lib, "crypto_aead_chacha20poly1305_ietf_encrypt")))
-    unseal = <aead_decrypt_t><uintptr_t>int(ffi.cast(
+    sodium.aead_decrypt = <aead_decrypt_t><uintptr_t>int(ffi.cast(
         "uintptr_t", ffi.addressof(lib, "crypto_aead_chacha20poly1305_ietf_decrypt")))
+    # PyNaCl has no names for the parts, but its library may show them.
+    try:
+        library = ctypes.CDLL(nacl._sodium.__file__)
+        keystream, authenticate, verify = (
+            ctypes.cast(library[name], ctypes.c_void_p).value
+            for name in ("crypto_stream_chacha20_ietf", "crypto_onetimeauth_poly1305", "crypto_verify_16"))
+    except (OSError, AttributeError):
+        return
+    sodium.keystream = <keystream_t><uintptr_t>keystream
+    sodium.authenticate = <authenticate_t><uintptr_t>authenticate
+    sodium.verify = <verify_t><uintptr_t>verify
 
 
 load_sodium()
@@ -145,6 +155,7 @@ cdef class Engine:
     cdef Peers *peers
     cdef Outbox outbox
     cdef Drops drop_counts[2]
+    cdef Cipher ciphers[2]
     cdef Batch *batch
     cdef uint8_t *rx_buffers
     cdef mmsghdr rx_messages[MESSAGES]
@@ -167,6 +178,7 @@ cdef class Engine:
         self.tun_fd = tun_fd
         self.copies_dscp = copy_dscp
         self.threads = []
+        self.ciphers[TRANSMIT].sodium = self.ciphers[RECEIVE].sodium = &sodium
         self.routes = <RouteTable *>take_block(sizeof(RouteTable))
         self.peers = <Peers *>take_block(sizeof(Peers))
         self.rx_buffers = <uint8_t *>take_block(MESSAGES * MESSAGE_BYTES)
@@ -233,6 +245,7 @@ cdef class Engine:
             if number >= 0:
                 close(number)
         pthread_rwlock_destroy(&self.lock)
+        memset(self.ciphers, 0, sizeof(self.ciphers))
 
     # --- called from Python -------------------------------------------------------------------------------------
 
@@ -607,7 +620,6 @@ cdef class Engine:
         # `buffer` holds HEADER free bytes, then the packet. Fills `slot`; False: dropped.
         cdef Keypair *keypair = peer.current
         cdef uint64_t counter
-        cdef uint8_t nonce[12]
         cdef int padded = (size + 15) & ~15
         if peer.primary is NULL:
             self.drop_counts[TRANSMIT][DROP_NO_ENDPOINT] += 1
@@ -623,9 +635,7 @@ cdef class Engine:
         buffer[1] = buffer[2] = buffer[3] = 0
         memcpy(buffer + 4, &keypair.remote_index, 4)
         memcpy(buffer + 8, &counter, 8)
-        memset(nonce, 0, 4)
-        memcpy(nonce + 4, &counter, 8)
-        seal(buffer + HEADER, NULL, buffer + HEADER, padded, NULL, 0, NULL, nonce, keypair.send_key)
+        seal(&self.ciphers[TRANSMIT], buffer + HEADER, padded, counter, keypair.send_key)
         slot.data = buffer
         slot.size = HEADER + padded + TAG
         slot.is_sent = False
@@ -796,7 +806,6 @@ cdef class Engine:
     cdef void open_packet(self, Origin *origin, uint8_t *data, int size, int tos, double now) noexcept nogil:
         cdef uint32_t local_index
         cdef uint64_t counter
-        cdef uint8_t nonce[12]
         cdef Keypair *keypair
         cdef uint64_t *drops = self.drop_counts[RECEIVE]
         if size < HEADER + TAG:
@@ -817,9 +826,7 @@ cdef class Engine:
         if not window_may_accept(&keypair.window, counter):
             drops[DROP_REPLAYED] += 1
             return
-        memset(nonce, 0, 4)
-        memcpy(nonce + 4, &counter, 8)
-        if unseal(data + HEADER, NULL, NULL, data + HEADER, size - HEADER, NULL, 0, nonce, keypair.receive_key) != 0:
+        if not unseal(&self.ciphers[RECEIVE], data + HEADER, size - HEADER - TAG, counter, keypair.receive_key):
             drops[DROP_DECRYPT_FAILED] += 1
             return
         window_accept(&keypair.window, counter)

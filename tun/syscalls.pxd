@@ -157,13 +157,3 @@ cdef inline double monotonic() noexcept nogil:
     cdef timespec now
     clock_gettime(CLOCK_MONOTONIC, &now)
     return <double>now.tv_sec + 1e-9 * <double>now.tv_nsec
-
-# libsodium, by the addresses of PyNaCl's own copy.
-ctypedef int (*aead_encrypt_t)(
-    unsigned char *c, unsigned long long *clen, const unsigned char *m, unsigned long long mlen,
-    const unsigned char *ad, unsigned long long adlen, const unsigned char *nsec,
-    const unsigned char *npub, const unsigned char *k) noexcept nogil
-ctypedef int (*aead_decrypt_t)(
-    unsigned char *m, unsigned long long *mlen, unsigned char *nsec, const unsigned char *c,
-    unsigned long long clen, const unsigned char *ad, unsigned long long adlen,
-    const unsigned char *npub, const unsigned char *k) noexcept nogil

@@ -38,6 +38,13 @@ def test_after_a_leap_the_words_of_the_earlier_round_are_clear(joined: Side, lea
     assert accepted(joined, [0, leap, *behind]) == [0, leap, *behind]
 
 
+def test_a_round_later_every_word_of_the_ring_is_clear(joined: Side) -> None:
+    words = 256
+    first = [64 * word + 5 for word in range(words)]
+    second = [64 * (words + word) + bit for word in range(1, words, 2) for bit in (9, 5 - 64)]
+    assert accepted(joined, first + second) == first + second
+
+
 def test_the_last_counter_of_a_keypair_is_refused(joined: Side) -> None:
     assert accepted(joined, [REJECT_AFTER_MESSAGES - 1, REJECT_AFTER_MESSAGES, 2**64 - 1]) == [
         REJECT_AFTER_MESSAGES - 1
