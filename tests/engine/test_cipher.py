@@ -16,7 +16,7 @@ def test_what_the_engine_seals_opens() -> None:
     with contextlib.closing(EngineSide()) as side:
         introduce(side, side.far[0], B_HOST)
         install(side.plane, 1, 2, is_initiator=True)
-        for counter, size in enumerate(SIZES):
+        for counter, size in enumerate((*SIZES, 9600, 20_000, 60_000)):
             item = noisy(A_HOST, B_HOST, size)
             side.push(item)
             assert unseal(1, 2, side.sent(1)[0]) == (counter, item + bytes(-size % 16))
