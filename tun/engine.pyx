@@ -811,9 +811,6 @@ cdef class Engine:
         if size < HEADER + TAG:
             drops[DROP_TOO_SHORT] += 1
             return
-        if size & 15:
-            drops[DROP_BAD_LENGTH] += 1
-            return
         memcpy(&local_index, data + 4, 4)
         memcpy(&counter, data + 8, 8)
         keypair = index_find(self.peers, local_index)

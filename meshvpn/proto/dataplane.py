@@ -394,8 +394,6 @@ class DataPlane:
     def _open(self, data: bytes, path: Path, now: float) -> None:
         if len(data) < _HEADER + _TAG:
             return self._drop(DropReason.TOO_SHORT)
-        if len(data) % 16:
-            return self._drop(DropReason.BAD_LENGTH)
         found = self._by_index.get(int.from_bytes(data[4:8], "little"))
         if found is None:
             return self._drop(DropReason.UNKNOWN_INDEX)
