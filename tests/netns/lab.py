@@ -7,6 +7,8 @@
      │
     s1 192.168.1.2        the PBX of site 1
 
+    h1 20.1.0.101         a host on the internet itself, 2001:db8::101 too
+
 Everything carries a prefix of its own and is removed at the end, also after a failure.
 """
 
@@ -22,7 +24,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
+ROOT = Path(__file__).resolve().parents[2]
 SERVER_HOST = "20.1.0.1"
 
 _NAT_RULES = """
@@ -51,7 +55,7 @@ class Lab:
         self.prefix = f"mv{os.getpid() % 100000}"
         self.directory = Path(tempfile.mkdtemp(prefix=f"{self.prefix}-"))
         self._namespaces: list[str] = []
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: list[subprocess.Popen[Any]] = []
 
     def __enter__(self) -> Lab:
         try:
@@ -88,6 +92,17 @@ class Lab:
         self.run(router, ["nft", "-f", "-"], text=_NAT_RULES)
         return host
 
+    def add_host(self, number: int) -> str:
+        """A host with a public address and no router; returns its name."""
+        host = f"h{number}"
+        self._namespace(host)
+        self._ip(host, f"link add eth0 type veth peer name e{number} netns {self.prefix}net")
+        self._ip("net", f"link set e{number} master br0 up")
+        self._ip(host, f"addr add {public_address(number)}/16 dev eth0")
+        self._ip(host, f"addr add {public_address6(number)}/64 dev eth0 nodad")
+        self._ip(host, "link set eth0 up")
+        return host
+
     def run(
         self, where: str, command: Sequence[str], *, text: str = "", check: bool = True, timeout: float = 30
     ) -> str:
@@ -114,7 +129,15 @@ class Lab:
     def start(self, where: str, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
         """Start a program; what it prints goes to `log(name)`."""
         with (self.directory / f"{name}.log").open("ab") as output:
-            process = subprocess.Popen([*self._inside(where), *command], stdout=output, stderr=output)
+            process = subprocess.Popen([*self._inside(where), *command], stdout=output, stderr=output, cwd=ROOT)
+        self._processes.append(process)
+        return process
+
+    def open(self, where: str, command: Sequence[str]) -> subprocess.Popen[str]:
+        """Start a program to talk to by its standard input and output."""
+        process = subprocess.Popen(
+            [*self._inside(where), *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
         self._processes.append(process)
         return process
 
@@ -133,17 +156,21 @@ class Lab:
 
     def close(self) -> None:
         """End the processes, remove the namespaces and files."""
+        self.end_processes()
+        while self._namespaces:
+            subprocess.run(["ip", "netns", "del", self._namespaces.pop()], check=False, stderr=subprocess.DEVNULL)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def end_processes(self) -> None:
+        """SIGTERM, and SIGKILL for who does not heed it."""
         for process in self._processes:
             process.send_signal(signal.SIGTERM)
         for process in self._processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=5)
             process.kill()
-            process.wait()
+            process.communicate()
         self._processes.clear()
-        while self._namespaces:
-            subprocess.run(["ip", "netns", "del", self._namespaces.pop()], check=False, stderr=subprocess.DEVNULL)
-        shutil.rmtree(self.directory, ignore_errors=True)
 
     def _namespace(self, name: str) -> None:
         subprocess.run(["ip", "netns", "add", self.prefix + name], check=True)
@@ -155,6 +182,16 @@ class Lab:
 
     def _inside(self, where: str) -> list[str]:
         return ["ip", "netns", "exec", self.prefix + where]
+
+
+def public_address(number: int) -> str:
+    """Of a host that `add_host` made."""
+    return f"20.1.0.{100 + number}"
+
+
+def public_address6(number: int) -> str:
+    """The same in IPv6."""
+    return f"2001:db8::{100 + number}"
 
 
 @contextlib.contextmanager
