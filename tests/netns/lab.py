@@ -81,7 +81,7 @@ class Lab:
         self._ip(router, f"link add wan type veth peer name w{number} netns {self.prefix}net")
         self._ip("net", f"link set w{number} master br0 up")
         self._ip(router, f"link add lan type veth peer name eth0 netns {self.prefix}{host}")
-        self._ip(router, f"addr add 20.1.0.{10 + number}/16 dev wan")
+        self._ip(router, f"addr add {router_address(number)}/16 dev wan")
         self._ip(router, f"addr add 192.168.{number}.1/24 dev lan")
         for link in ("wan", "lan"):
             self._ip(router, f"link set {link} up")
@@ -182,6 +182,11 @@ class Lab:
 
     def _inside(self, where: str) -> list[str]:
         return ["ip", "netns", "exec", self.prefix + where]
+
+
+def router_address(number: int) -> str:
+    """The public address of a site."""
+    return f"20.1.0.{10 + number}"
 
 
 def public_address(number: int) -> str:

@@ -50,6 +50,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     endpoint: tuple[str, int] | None = None
     """None: the peer has to come first."""
     keepalive: float | None = None
+    port: int = 0
     mtu: int = 1400
 
 
@@ -193,7 +194,7 @@ def _status(node: PlainNode, runner: NetworkRunner) -> Status:
 
 
 async def _serve(config: Config, lines: asyncio.StreamReader) -> None:
-    node, sockets = PlainNode(config), open_sockets(0)
+    node, sockets = PlainNode(config), open_sockets(config.port)
     place = Placement(
         config.interface, config.address, config.address6, IPv4Network(config.pool), config.uid, config.mtu
     )

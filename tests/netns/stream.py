@@ -44,6 +44,8 @@ class Arrived:
     received: int = 0
     duplicates: int = 0
     corrupted: int = 0
+    missing: tuple[int, int] | None = None
+    """The first and the last sequence number that did not come."""
     last_at: float = 0.0
     longest_gap: float = 0.0
 
@@ -127,8 +129,8 @@ def send(host: str, port: int, rate: int, count: int, sizes: Sequence[int]) -> i
             return sequence
         try:
             sock.send(payload(sequence, sizes[sequence % len(sizes)]))
-        except ConnectionRefusedError:
-            continue  # an ICMP error about an earlier packet; this one counts as sent and lost
+        except OSError:
+            continue  # refused by the kernel, or an ICMP error about an earlier packet: sent, and lost
     return count
 
 
@@ -148,6 +150,8 @@ class Receiver:
         self.arrived.sent = int(sys.stdin.readline())
         while select.select([self.sock], [], [], self._patience())[0]:
             self._take(self.sock.recv(65536), time.time())
+        missing = [number for number in range(self.arrived.sent) if number not in self._seen]
+        self.arrived.missing = (missing[0], missing[-1]) if missing else None
         return self.arrived
 
     def _patience(self) -> float:
