@@ -155,10 +155,11 @@ class Mesh:
         What a busy machine adds to the first round trips may make the relay look better for a while.
         """
         for number in numbers:
-            self.lab.wait(f"site {number} has good paths", partial(self._is_good, number, len(numbers) - 1), timeout=60)
+            self.lab.wait(f"site {number} has good paths", partial(self._is_good, number, numbers), timeout=60)
 
-    def _is_good(self, number: int, others: int) -> bool:
-        return [peer["state"] == "direct" and peer["mos"] > 4.2 for peer in self.peers(number)].count(True) == others
+    def _is_good(self, number: int, group: tuple[int, ...]) -> bool:
+        good = {peer["nick"] for peer in self.peers(number) if peer["state"] == "direct" and peer["mos"] > 4.2}
+        return good >= {f"piaf-server{other}" for other in group if other != number}
 
     def wait_direct(self, *numbers: int) -> None:
         """Wait until these sites (or all) reach each other directly."""
