@@ -271,10 +271,11 @@ def install(plane: Plane, local: int, remote: int, *, is_initiator: bool, age: f
     )
 
 
-def seal(local: int, remote: int, counter: int, packet: bytes) -> bytes:
+def seal(local: int, remote: int, counter: int, packet: bytes, *, is_padded: bool = True) -> bytes:
     """What the far end sends to a plane that has this keypair."""
     header = struct.pack("<IIQ", 4, local, counter)
-    return header + primitives.aead_encrypt(_key(local, remote), counter, packet + bytes(-len(packet) % 16), b"")
+    plaintext = packet + bytes(-len(packet) % 16) if is_padded else packet
+    return header + primitives.aead_encrypt(_key(local, remote), counter, plaintext, b"")
 
 
 def unseal(local: int, remote: int, message: bytes) -> tuple[int, bytes]:
