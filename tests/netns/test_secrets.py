@@ -114,7 +114,6 @@ def misshapen_requests(secrets: dict[str, bytes]) -> list[bytes]:
         keys,
         whole,
         {**whole, "wrap_key": keys["wrap_key"] + "zz"},
-        {**whole, "nick": keys["wrap_key"] * 2},
         {**whole, "server": keys["wrap_key"]},
         list(keys.values()),
     ]
