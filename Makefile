@@ -35,9 +35,14 @@ check-native: setup  ## the engine's tests under AddressSanitizer and UndefinedB
 demo: setup  ## three PBXs behind NATs, a hundred calls, an eviction, in network namespaces
 	$(VENV)/bin/python -m bench.demo
 
+bench: setup  ## measure against fastd, nebula, tinc, n2n, openvpn, wireguard-go and bare copies; FULL=1 for everything
+	bench/packages
+	$(VENV)/bin/python -m bench $(if $(FULL),--full)
+
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf bench/bin bench/results
 	rm -f tun/engine.c tun/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup check check-native test demo clean
+.PHONY: help setup check check-native test demo bench clean
