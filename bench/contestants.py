@@ -14,7 +14,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from tests.netns.lab import LabError
 
 from . import native
 from .arena import INNER, INNER_MTU, OUTER, Arena, Pair
+from .figures import say
 
 BIN = Path(sys.executable).parent
 STARTUP = 30.0
@@ -66,6 +67,20 @@ def bring_up(arena: Arena, contestant: Contestant) -> Tunnel:
     except (LabError, OSError, subprocess.SubprocessError) as error:
         raise LabError(f"{contestant.name}: {error}; it said: {_last_line(arena, pair.a)}") from error
     return tunnel
+
+
+def bring_up_all(arena: Arena, contestants: Sequence[Contestant]) -> tuple[dict[str, Tunnel], list[str]]:
+    """Those that start, and a line about each that does not."""
+    tunnels: dict[str, Tunnel] = {}
+    problems: list[str] = []
+    for contestant in contestants:
+        try:
+            tunnels[contestant.name] = bring_up(arena, contestant)
+            say(f"{contestant.name} is up")
+        except LabError as error:
+            problems.append(str(error).replace("\n", " "))
+            say(problems[-1])
+    return tunnels, problems
 
 
 def _last_line(arena: Arena, host: str) -> str:

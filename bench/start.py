@@ -21,7 +21,7 @@ from tests.netns.lab import LabError, stopping_on_signals
 from tests.netns.mesh import BIN, NETWORK, Mesh
 
 from .arena import Arena, cpu_seconds, resident_bytes
-from .figures import figure, table
+from .figures import Check, Section, figure, table
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOK = 0.005
@@ -123,10 +123,13 @@ def until(what: str, condition: Callable[[], bool]) -> float:
     return time.monotonic()
 
 
-def report(results: Results) -> str:
-    """One table."""
+def section(results: Results) -> Section:
+    """One table, and what is required."""
     rows = [[name, figure(values).text(2), str(len(values))] for name, values in results.items()]
-    return table(["", "median (range)", "samples"], rows)
+    bounds = ((FIRST_PACKET, 1.0), (DIRECT, 3.0), (RESIDENT, 70.0))
+    checks = [Check(name, figure(results[name]).median, bound) for name, bound in bounds]
+    text = "On the demo's network, three sites behind NAT routers; a probe each 5 ms.\n\n"
+    return Section("Start and join", text + table(["", "median (range)", "samples"], rows), checks)
 
 
 def main() -> int:
@@ -134,7 +137,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.start", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--rounds", type=int, default=3)
     with stopping_on_signals():
-        print(report(measure(parser.parse_args().rounds)))
+        print(section(measure(parser.parse_args().rounds)).text)
     return 0
 
 

@@ -1,7 +1,7 @@
-"""Voice: what a small packet at a constant rate costs, how long it takes, how many are lost; and how many calls fit.
+"""Voice: what a small packet at a constant rate costs, how long it takes, how many are lost.
 
     python -m bench.voice [--rates 5000,50000] [--sizes 200,60] [--flows 256,1] [--ways 1,2] [--rounds 3] [--seconds 3]
-                          [--calls] [NAME …]
+                          [NAME …]
 
 CPU is what all threads of both daemons used, the kernel's work in their name with it, per packet that arrived.
 """
@@ -9,186 +9,132 @@ CPU is what all threads of both daemons used, the kernel's work in their name wi
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
-import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from tests.netns.lab import LabError, stopping_on_signals
 
-from . import native
-from .arena import Arena, busy_seconds, cpu_seconds, softirq_pids
-from .contestants import ALL, Contestant, Tunnel, bring_up
-from .figures import Figure, figure, table
+from .arena import Arena
+from .contestants import ALL, BATCH, MESHVPN, PEERS, SINGLE, Tunnel, bring_up_all
+from .figures import Check, Figure, Section, figure, ratio, say, table
+from .load import FLOWS, G711, G729, Load, Sample, measure
+from .plot import Bar, Panel
 
 RATES = (5_000, 20_000, 50_000, 100_000, 150_000)
-FLOWS = 256
-G711, G729 = 200, 60
-"""Bytes of an IP packet of 20 ms of speech."""
-PORT = 5004
-STRAGGLERS = 0.3
-"""Seconds after the last packet was sent in which one may still arrive."""
-CALL_RATE = 50
-"""Packets a second and direction of a call."""
-CALL_LOSS, CALL_P99_MS = 0.001, 5.0
-"""What a call may suffer to count as carried."""
-MAX_CALLS = 4_000
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What is sent. `rate` is packets a second in each direction."""
-
-    rate: int
-    size: int = G711
-    flows: int = FLOWS
-    is_two_way: bool = False
-
-    def __str__(self) -> str:
-        flows = "one flow" if self.flows == 1 else f"{self.flows} flows"
-        return f"{self.rate:,} packets/s {'each way' if self.is_two_way else 'one way'}, {self.size} bytes, {flows}"
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """What became of it. Delays of two directions are those of the worse."""
-
-    sent: int
-    received: int
-    offered: float
-    cpu: float
-    softirq: float
-    busy: float
-    p50_ms: float
-    p99_ms: float
-    p999_ms: float
-    jitter_ms: float
-    reordered: int
-    duplicates: int
-
-    @property
-    def loss(self) -> float:
-        return 1 - self.received / self.sent
-
-    @property
-    def cost_us(self) -> float:
-        """Microseconds of both daemons' CPU per packet that arrived."""
-        return self.cpu * 1e6 / self.received if self.received else float("inf")
-
-
-def measure(arena: Arena, tunnel: Tunnel, load: Load, seconds: float) -> Sample:
-    """One run. Raises LabError."""
-    hosts = (tunnel.pair.a, tunnel.pair.b)
-    voice = native.program("voice")
-    ways = [(0, 1), (1, 0)] if load.is_two_way else [(0, 1)]
-    sinks = [arena.popen(hosts[to], [voice, "receive", str(PORT), str(load.flows)]) for _, to in ways]
-    for sink in sinks:
-        if _line(sink) != "ready":
-            raise LabError("the receiver did not start")
-    shape = [str(load.rate), str(load.size), str(load.flows), str(seconds)]
-    ksoftirqd = softirq_pids()
-    cpu, softirq, busy, began = cpu_seconds(tunnel.pids), cpu_seconds(ksoftirqd), busy_seconds(), time.monotonic()
-    senders = [
-        arena.popen(hosts[source], [voice, "send", tunnel.addresses[to], str(PORT), *shape]) for source, to in ways
-    ]
-    sent = [_result(sender, seconds * 3 + 10) for sender in senders]
-    time.sleep(STRAGGLERS)
-    busy = (busy_seconds() - busy) / (time.monotonic() - began)
-    cpu, softirq = cpu_seconds(tunnel.pids) - cpu, cpu_seconds(ksoftirqd) - softirq
-    for sink in sinks:
-        sink.terminate()
-    got = [_result(sink, 10) for sink in sinks]
-    return Sample(
-        sent=sum(one["sent"] for one in sent),
-        received=sum(one["received"] for one in got),
-        offered=sum(one["sent"] / one["seconds"] for one in sent) / len(sent),
-        cpu=cpu,
-        softirq=softirq,
-        busy=busy,
-        p50_ms=max(one["p50_ms"] for one in got),
-        p99_ms=max(one["p99_ms"] for one in got),
-        p999_ms=max(one["p999_ms"] for one in got),
-        jitter_ms=max(one["jitter_ms"] for one in got),
-        reordered=sum(one["reordered"] for one in got),
-        duplicates=sum(one["duplicates"] for one in got),
-    )
-
-
-def most_calls(arena: Arena, tunnel: Tunnel, seconds: float) -> int:
-    """The largest number of two-way calls, to 3 %, that all are carried well; by bisection, each step tried twice."""
-
-    def is_carried(calls: int) -> bool:
-        load = Load(calls * CALL_RATE, flows=calls, is_two_way=True)
-        for _ in range(2):
-            sample = measure(arena, tunnel, load, seconds)
-            if sample.loss < CALL_LOSS and sample.p99_ms < CALL_P99_MS and sample.offered > 0.98 * load.rate:
-                return True
-        return False
-
-    low, high = 0, 50
-    while high < MAX_CALLS and is_carried(high):
-        low, high = high, high * 2
-    high = min(high, MAX_CALLS)
-    while high - low > max(10, low * 0.03):
-        middle = (low + high) // 2
-        if is_carried(middle):
-            low = middle
-        else:
-            high = middle
-    return low
-
-
-def _line(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
-
-
-def _result(process: subprocess.Popen[str], timeout: float) -> dict[str, Any]:
-    output, _ = process.communicate(timeout=timeout)
-    if process.returncode != 0:
-        raise LabError(f"voice: exit status {process.returncode}: {output.strip()}")
-    result: dict[str, Any] = json.loads(output)
-    return result
-
 
 Samples = dict[Load, dict[str, list[Sample]]]
 
 
-def measure_all(
-    arena: Arena, tunnels: dict[str, Tunnel], loads: Sequence[Load], rounds: int, seconds: float
-) -> Iterator[tuple[Load, str, Sample]]:
+def plan(*, is_full: bool) -> tuple[list[Load], int, float]:
+    """Loads, rounds and seconds of the benchmark's two profiles."""
+    if not is_full:
+        loads = [Load(5_000), Load(50_000), Load(100_000), Load(50_000, size=G729), Load(50_000, flows=1)]
+        return [*loads, Load(25_000, is_two_way=True)], 3, 2.0
+    grid = [Load(rate, size, is_two_way=two) for two in (False, True) for size in (G711, G729) for rate in RATES]
+    return [*grid, *(Load(rate, flows=1) for rate in RATES)], 5, 3.0
+
+
+def collect(arena: Arena, tunnels: dict[str, Tunnel], loads: Sequence[Load], rounds: int, seconds: float) -> Samples:
     """Round by round, contestant by contestant, so that what disturbs the machine disturbs all alike."""
+    samples: Samples = {load: {} for load in loads}
     for load in loads:
         for _ in range(rounds):
             for name, tunnel in tunnels.items():
                 try:
-                    yield load, name, measure(arena, tunnel, load, seconds)
+                    samples[load].setdefault(name, []).append(measure(arena, tunnel, load, seconds))
                 except (LabError, OSError, subprocess.SubprocessError) as error:
                     print(f"{name}: {load}: {error}", file=sys.stderr, flush=True)
+        say(f"voice: {load}")
+    return samples
 
 
-def report(samples: Samples) -> str:
-    """A table a load."""
+def section(samples: Samples) -> Section:
+    """A table a load, and what is required."""
     head = ["", "CPU µs/packet", "loss %", "p50 ms", "p99 ms", "p99.9 ms", "jitter ms", "reordered %", "machine busy %"]
-    parts = []
+    parts = [
+        "CPU: all threads of both daemons, with the kernel's work in their name, per packet that arrived; where many "
+        "were lost, the cost of the lost ones is in it. Delays are one way; those of two directions are the worse "
+        "one's. Generator, receiver and both daemons share the machine's cores.\n"
+    ]
     for load, by_name in samples.items():
-        rows = [[name, *_row(found)] for name, found in sorted(by_name.items(), key=lambda item: _cost(item[1]).median)]
+        rows = [[name, *_row(found)] for name, found in sorted(by_name.items(), key=lambda item: cost(item[1]).median)]
         offered = figure(sample.offered for found in by_name.values() for sample in found)
-        parts.append(f"\n{load} (offered {offered.low:,.0f}–{offered.high:,.0f})\n\n{table(head, rows)}")
-    return "".join(parts)
+        parts.append(f"\n**{load}** (offered {offered.low:,.0f}–{offered.high:,.0f})\n\n{table(head, rows)}")
+    return Section("Voice", "".join(parts), _checks(samples))
 
 
-def _cost(samples: list[Sample]) -> Figure:
+def panels(samples: Samples) -> list[Panel]:
+    """For the plot: CPU a packet at the loads that the requirements name."""
+    found = [
+        Panel(f"CPU of both ends per packet, µs: {load}", [_bar(name, by_name[name]) for name in _bycost(by_name)])
+        for load, by_name in samples.items()
+        if load in (Load(50_000), Load(100_000)) and by_name
+    ]
+    return found
+
+
+def _bycost(by_name: dict[str, list[Sample]]) -> list[str]:
+    return sorted(by_name, key=lambda name: cost(by_name[name]).median)
+
+
+def _bar(name: str, samples: list[Sample]) -> Bar:
+    colour = "#2da44e" if name == MESHVPN.name else "#b1bac4" if name in _FLOORS else "#54719c"
+    return Bar(name, cost(samples), f"{figure(sample.loss * 100 for sample in samples).median:.2f} % lost", colour)
+
+
+_FLOORS = (SINGLE.name, BATCH.name)
+
+
+def _checks(samples: Samples) -> list[Check]:
+    checks: list[Check] = []
+    for rate in (50_000, 100_000):
+        found = {name: cost(values) for name, values in samples.get(Load(rate), {}).items()}
+        ours = found.get(MESHVPN.name)
+        best = _least(found[peer.name] for peer in PEERS if peer.name in found)
+        what = f"CPU a voice packet at {rate:,}/s"
+        if rate == 50_000:
+            checks += ratio(f"{what} against fastd", ours, found.get("fastd"), 0.7)
+        checks += ratio(f"{what} against the best peer", ours, best, 0.5)
+        checks += ratio(f"{what} against the bare copy with GSO/GRO", ours, found.get(BATCH.name), 1.6)
+    if lossy := samples.get(Load(100_000), {}).get(MESHVPN.name):
+        checks.append(Check("loss at 100,000/s one way, %", figure(one.loss * 100 for one in lossy).median, 0.01))
+    return [*checks, *_delay_checks(samples)]
+
+
+def _delay_checks(samples: Samples) -> list[Check]:
+    slow = {name: figure(one.p50_ms for one in found) for name, found in samples.get(Load(5_000), {}).items()}
+    fast = {name: figure(one.p99_ms for one in found) for name, found in samples.get(Load(50_000), {}).items()}
+    floors, peers = (_least(slow[name] for name in _FLOORS if name in slow), [peer.name for peer in PEERS])
+    return [
+        *ratio("delay p50 at 5,000/s against the quicker bare copy", slow.get(MESHVPN.name), floors, 1.15),
+        *ratio(
+            "delay p99 at 50,000/s against the quicker bare copy",
+            fast.get(MESHVPN.name),
+            _least(fast[name] for name in _FLOORS if name in fast),
+            1.5,
+        ),
+        *ratio(
+            "delay p99 at 50,000/s against the quickest peer",
+            fast.get(MESHVPN.name),
+            _least(fast[name] for name in peers if name in fast),
+            1.0,
+        ),
+    ]
+
+
+def _least(figures: Iterable[Figure]) -> Figure | None:
+    return min(figures, key=lambda one: one.median, default=None)
+
+
+def cost(samples: list[Sample]) -> Figure:
+    """Of several rounds."""
     return figure(sample.cost_us for sample in samples)
 
 
 def _row(samples: list[Sample]) -> list[str]:
     return [
-        _cost(samples).text(2),
+        cost(samples).text(2),
         figure(sample.loss * 100 for sample in samples).text(3),
         figure(sample.p50_ms for sample in samples).text(3),
         figure(sample.p99_ms for sample in samples).text(3),
@@ -209,7 +155,6 @@ def main() -> int:
     parser.add_argument("--ways", type=numbers, default=[1])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3)
-    parser.add_argument("--calls", action="store_true", help="look for the largest number of calls instead")
     parser.add_argument("names", nargs="*", default=[contestant.name for contestant in ALL])
     options = parser.parse_args()
     loads = [
@@ -220,27 +165,9 @@ def main() -> int:
         for rate in options.rates
     ]
     with stopping_on_signals(), Arena() as arena:
-        tunnels = start_all(arena, [one for one in ALL if one.name in options.names])
-        if options.calls:
-            for name, tunnel in tunnels.items():
-                print(f"{name}: {most_calls(arena, tunnel, options.seconds)} calls", flush=True)
-            return 0
-        samples: Samples = defaultdict(lambda: defaultdict(list))
-        for load, name, sample in measure_all(arena, tunnels, loads, options.rounds, options.seconds):
-            samples[load][name].append(sample)
-        print(report(samples))
+        tunnels, _ = bring_up_all(arena, [one for one in ALL if one.name in options.names])
+        print(section(collect(arena, tunnels, loads, options.rounds, options.seconds)).text)
     return 0
-
-
-def start_all(arena: Arena, contestants: Sequence[Contestant]) -> dict[str, Tunnel]:
-    """Those that start; the others are named on stderr."""
-    tunnels = {}
-    for contestant in contestants:
-        try:
-            tunnels[contestant.name] = bring_up(arena, contestant)
-        except LabError as error:
-            print(error, file=sys.stderr, flush=True)
-    return tunnels
 
 
 if __name__ == "__main__":
