@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tests.netns.lab import LabError, stopping_on_signals
 
-from . import capacity, start, voice
+from . import bulk, capacity, peers, relay, start, voice
 from .arena import Arena
 from .contestants import ALL, Tunnel, bring_up_all
 from .figures import Section, say, table
@@ -39,9 +39,12 @@ class Run:
 
     def run(self) -> None:
         """Every question; one that breaks does not stop the others."""
-        if {"voice", "capacity"} & set(self._questions):
+        if {"voice", "capacity", "bulk"} & set(self._questions):
             self._attempt("tunnels", self._tunnels)
-        self._ask("start", lambda: start.section(start.measure(5 if self._is_full else 3)))
+        rounds = 5 if self._is_full else 3
+        self._ask("peers", lambda: peers.section(rounds, 2.0))
+        self._ask("relay", lambda: relay.section(relay.RATE, rounds, 3.0))
+        self._ask("start", lambda: start.section(start.measure(rounds)))
 
     def page(self) -> str:
         """The Markdown page."""
@@ -65,6 +68,7 @@ class Run:
             self._ask("voice", lambda: self._voice(arena, tunnels))
             rounds = 3 if self._is_full else 1
             self._ask("capacity", lambda: capacity.section(arena, tunnels, rounds=rounds, seconds=2.0))
+            self._ask("bulk", lambda: bulk.section(arena, tunnels, rounds + 1, 3))
 
     def _voice(self, arena: Arena, tunnels: dict[str, Tunnel]) -> Section:
         samples = voice.collect(arena, tunnels, *voice.plan(is_full=self._is_full))
@@ -84,7 +88,7 @@ class Run:
             say(self.problems[-1])
 
 
-QUESTIONS = ("voice", "capacity", "start")
+QUESTIONS = ("voice", "capacity", "bulk", "peers", "relay", "start")
 
 
 def _machine(is_full: bool) -> str:

@@ -11,11 +11,13 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from tests.netns.lab import Lab
+from tests.netns.lab import Lab, LabError
 
 OUTER = ("20.1.0.1", "20.1.0.2")
+STAR = (("20.3.1.2", "20.3.1.1"), ("20.3.2.2", "20.3.2.1"))
+"""Each outer host of a star, and the middle's address that it sees."""
 OUTER_MTU = 1500
 INNER = ("10.77.0.1", "10.77.0.2")
 INNER_MTU = 1400
@@ -59,7 +61,19 @@ class Arena(Lab):
         self._processes.append(process)  # type: ignore[arg-type]  # the lab only ends it
         return process
 
-    def end(self, processes: Iterable[subprocess.Popen[bytes]]) -> None:
+    def wait_ready(self, process: subprocess.Popen[bytes], name: str) -> None:
+        """Wait until what a program prints has "ready" in it. Raises LabError with its last line if it ends before."""
+        self.wait(f"{name} ready", lambda: "ready" in self.log(name) or process.poll() is not None)
+        if "ready" not in self.log(name):
+            raise LabError(f"{name} did not start: {self.last_line(name)}")
+
+    def last_line(self, name: str) -> str:
+        """The last that a program printed."""
+        path = self.directory / f"{name}.log"
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+        return next((line for line in reversed(lines) if line.strip()), "nothing")
+
+    def end(self, processes: Iterable[subprocess.Popen[Any]]) -> None:
         """End some processes before the arena closes."""
         for process in processes:
             process.terminate()
@@ -69,6 +83,21 @@ class Arena(Lab):
                 process.kill()
                 process.wait()
             self._processes.remove(process)
+
+    def add_star(self, name: str) -> tuple[Pair, str]:
+        """Two hosts that reach a third but not each other (STAR). Returns them and the third."""
+        pair, middle = Pair(f"{name}a", f"{name}b"), f"{name}m"
+        for host in (pair.a, pair.b, middle):
+            self._namespace(host)
+        self.run(middle, ["sysctl", "-qw", "net.ipv4.ip_forward=0"])
+        for host, (here, there) in zip((pair.a, pair.b), STAR, strict=True):
+            self._ip(host, f"link add eth0 type veth peer name {host} netns {self.prefix}{middle}")
+            self._ip(host, f"addr add {here}/24 dev eth0")
+            self._ip(host, f"link set eth0 mtu {OUTER_MTU} up")
+            self._ip(host, f"route add default via {there}")
+            self._ip(middle, f"addr add {there}/24 dev {host}")
+            self._ip(middle, f"link set {host} mtu {OUTER_MTU} up")
+        return pair, middle
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:

@@ -39,6 +39,8 @@ class Tunnel:
     processes: Processes
     """The daemons that carry packets, one an end."""
     addresses: tuple[str, str] = INNER
+    span: int = 1
+    """Addresses in a row that each end has, beginning with its own."""
 
     @property
     def pids(self) -> list[int]:
@@ -65,7 +67,7 @@ def bring_up(arena: Arena, contestant: Contestant) -> Tunnel:
         ping = ["ping", "-c", "1", "-W", "1", there]
         arena.wait("a ping", lambda: arena.attempt(pair.a, ping).returncode == 0, timeout=STARTUP)
     except (LabError, OSError, subprocess.SubprocessError) as error:
-        raise LabError(f"{contestant.name}: {error}; it said: {_last_line(arena, pair.a)}") from error
+        raise LabError(f"{contestant.name}: {error}; it said: {arena.last_line(pair.a)}") from error
     return tunnel
 
 
@@ -81,12 +83,6 @@ def bring_up_all(arena: Arena, contestants: Sequence[Contestant]) -> tuple[dict[
             problems.append(str(error).replace("\n", " "))
             say(problems[-1])
     return tunnels, problems
-
-
-def _last_line(arena: Arena, host: str) -> str:
-    path = arena.directory / f"{host}.log"
-    lines = path.read_text(errors="replace").split("\n") if path.exists() else []
-    return next((line for line in reversed(lines) if line.strip()), "nothing")
 
 
 def _ends(pair: Pair) -> list[tuple[int, str]]:
@@ -116,8 +112,8 @@ def _meshvpn(arena: Arena, pair: Pair) -> Tunnel:
     password = _file(directory / "password", "correct horse battery staple\n")
     server = f"{OUTER[0]}:7770"
     data = str(directory / "rendezvous")
-    arena.start(pair.a, "rendezvous", [str(BIN / "meshvpn-rendezvous"), "serve", "--listen", server, "--data", data])
-    arena.wait("rendezvous ready", lambda: "ready" in arena.log("rendezvous"))
+    serve = [str(BIN / "meshvpn-rendezvous"), "serve", "--listen", server, "--data", data]
+    arena.wait_ready(arena.start(pair.a, "rendezvous", serve), "rendezvous")
     processes: Processes = []
 
     def meshvpn(end: int, *arguments: str) -> list[str]:
@@ -126,7 +122,7 @@ def _meshvpn(arena: Arena, pair: Pair) -> Tunnel:
     for end, host in _ends(pair):
         state, socket = str(directory / f"state{end}"), str(directory / f"socket{end}")
         processes.append(arena.start(host, host, [str(BIN / "meshvpnd"), "--state-dir", state, "--socket", socket]))
-        arena.wait(f"{host} ready", lambda host=host: "ready" in arena.log(host))  # type: ignore[misc]
+        arena.wait_ready(processes[-1], host)
         enter = ["create", "join"][end]
         arena.run(host, meshvpn(end, enter, "bench", "--server", server, "--password-file", str(password)))
 
@@ -209,6 +205,8 @@ def _tinc(arena: Arena, pair: Pair) -> Tunnel:
 
 def _n2n(arena: Arena, pair: Pair) -> Tunnel:
     arena.start(pair.a, "supernode", ["supernode", "-l", "7654"])
+    # An edge whose first registration is lost tries again much later.
+    arena.wait("supernode", lambda: ":7654 " in arena.run(pair.a, ["ss", "-lun"]))
     secret = f"N2N_KEY={os.urandom(8).hex()}"
     processes = []
     for end, host in _ends(pair):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +48,7 @@ class Sample:
     cpu: float
     softirq: float
     busy: float
+    """Part of all cores, whoever used them."""
     p50_ms: float
     p99_ms: float
     p999_ms: float
@@ -63,25 +66,40 @@ class Sample:
         return self.cpu * 1e6 / self.received if self.received else float("inf")
 
 
-def measure(arena: Arena, tunnel: Tunnel, load: Load, seconds: float) -> Sample:
-    """One run. Raises LabError."""
-    hosts = (tunnel.pair.a, tunnel.pair.b)
-    voice = native.program("voice")
+def measure(arena: Arena, tunnel: Tunnel, load: Load, seconds: float, *, measured: Sequence[int] = ()) -> Sample:
+    """One run; CPU is that of the processes `measured`, or else of the tunnel's daemons. Raises LabError."""
+    started: list[subprocess.Popen[str]] = []
+    try:
+        return _measure(arena, tunnel, load, seconds, measured or tunnel.pids, started)
+    except subprocess.TimeoutExpired as error:
+        raise LabError(f"voice did not end in {error.timeout:.0f} s") from error
+    finally:
+        arena.end(started)
+
+
+def _measure(
+    arena: Arena,
+    tunnel: Tunnel,
+    load: Load,
+    seconds: float,
+    measured: Sequence[int],
+    started: list[subprocess.Popen[str]],
+) -> Sample:
+    hosts, voice = (tunnel.pair.a, tunnel.pair.b), native.program("voice")
     ways = [(0, 1), (1, 0)] if load.is_two_way else [(0, 1)]
     sinks = [arena.popen(hosts[to], [voice, "receive", str(PORT), str(load.flows)]) for _, to in ways]
+    started += sinks
     for sink in sinks:
         if _line(sink) != "ready":
             raise LabError("the receiver did not start")
-    shape = [str(load.rate), str(load.size), str(load.flows), str(seconds)]
     ksoftirqd = softirq_pids()
-    cpu, softirq, busy, began = cpu_seconds(tunnel.pids), cpu_seconds(ksoftirqd), busy_seconds(), time.monotonic()
-    senders = [
-        arena.popen(hosts[source], [voice, "send", tunnel.addresses[to], str(PORT), *shape]) for source, to in ways
-    ]
+    cpu, softirq, busy, began = cpu_seconds(measured), cpu_seconds(ksoftirqd), busy_seconds(), time.monotonic()
+    senders = [arena.popen(hosts[end], _sender(voice, tunnel, load, seconds, end)) for end, _ in ways]
+    started += senders
     sent = [_result(sender, seconds * 3 + 10) for sender in senders]
     time.sleep(STRAGGLERS)
     busy = (busy_seconds() - busy) / (time.monotonic() - began)
-    cpu, softirq = cpu_seconds(tunnel.pids) - cpu, cpu_seconds(ksoftirqd) - softirq
+    cpu, softirq = cpu_seconds(measured) - cpu, cpu_seconds(ksoftirqd) - softirq
     for sink in sinks:
         sink.terminate()
     got = [_result(sink, 10) for sink in sinks]
@@ -91,7 +109,7 @@ def measure(arena: Arena, tunnel: Tunnel, load: Load, seconds: float) -> Sample:
         offered=sum(one["sent"] / one["seconds"] for one in sent) / len(sent),
         cpu=cpu,
         softirq=softirq,
-        busy=busy,
+        busy=busy / (os.cpu_count() or 1),
         p50_ms=max(one["p50_ms"] for one in got),
         p99_ms=max(one["p99_ms"] for one in got),
         p999_ms=max(one["p999_ms"] for one in got),
@@ -99,6 +117,12 @@ def measure(arena: Arena, tunnel: Tunnel, load: Load, seconds: float) -> Sample:
         reordered=sum(one["reordered"] for one in got),
         duplicates=sum(one["duplicates"] for one in got),
     )
+
+
+def _sender(voice: str, tunnel: Tunnel, load: Load, seconds: float, end: int) -> list[str]:
+    shape = [str(load.rate), str(load.size), str(load.flows), str(seconds)]
+    spread = [str(tunnel.span), tunnel.addresses[end]] if tunnel.span > 1 else []
+    return [voice, "send", tunnel.addresses[1 - end], str(PORT), *shape, *spread]
 
 
 def _line(process: subprocess.Popen[str]) -> str:

@@ -1,10 +1,10 @@
 /*
  * Voice-shaped load: small UDP packets at a constant rate, and what became of them.
  *
- *   voice send HOST PORT PACKETS_PER_SECOND IP_BYTES FLOWS SECONDS
+ *   voice send HOST PORT PACKETS_PER_SECOND IP_BYTES FLOWS SECONDS [SPAN FROM]
  *   voice receive PORT FLOWS            until SIGTERM; prints "ready" first
  *
- * Each prints one line of JSON. A packet's payload is flow(4) sequence(4) send time(8, CLOCK_REALTIME ns), then zeros;
+ * With SPAN, flow n goes to the address HOST + n % SPAN, from FROM + n % SPAN. Each prints one line of JSON. A packet's payload is flow(4) sequence(4) send time(8, CLOCK_REALTIME ns), then zeros;
  * each flow has a source port of its own. The receiver's times are the kernel's (SO_TIMESTAMPNS), so it need not hurry: it
  * looks every few milliseconds and takes everything, and neither its wake-ups nor its haste cost the daemons anything.
  *
@@ -86,22 +86,41 @@ static void sleep_until(int64_t at)
 	clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, NULL);
 }
 
-static int open_flow(const struct sockaddr_in *to)
+static struct sockaddr_in address(const char *host, int port)
+{
+	struct sockaddr_in found = { .sin_family = AF_INET, .sin_port = htons((uint16_t)port) };
+
+	if (inet_pton(AF_INET, host, &found.sin_addr) != 1) {
+		fprintf(stderr, "voice: not an address: %s\n", host);
+		exit(2);
+	}
+	return found;
+}
+
+static struct sockaddr_in plus(struct sockaddr_in base, int offset)
+{
+	base.sin_addr.s_addr = htonl(ntohl(base.sin_addr.s_addr) + (uint32_t)offset);
+	return base;
+}
+
+static int open_flow(struct sockaddr_in from, struct sockaddr_in to)
 {
 	int tos = 0xb8; /* EF, as a PBX marks voice */
 	int buffer = 4 << 20;
 	int sock = socket(AF_INET, SOCK_DGRAM, 0);
 
-	if (sock < 0 || connect(sock, (const struct sockaddr *)to, sizeof *to))
+	if (sock < 0 || bind(sock, (struct sockaddr *)&from, sizeof from) ||
+	    connect(sock, (struct sockaddr *)&to, sizeof to))
 		die("voice: socket");
 	setsockopt(sock, IPPROTO_IP, IP_TOS, &tos, sizeof tos);
 	setsockopt(sock, SOL_SOCKET, SO_SNDBUFFORCE, &buffer, sizeof buffer);
 	return sock;
 }
 
-static int send_all(char **argv)
+static int send_all(int argc, char **argv)
 {
-	struct sockaddr_in to = { .sin_family = AF_INET, .sin_port = htons((uint16_t)atoi(argv[1])) };
+	struct sockaddr_in to = address(argv[0], atoi(argv[1])), from = address(argc == 8 ? argv[7] : "0.0.0.0", 0);
+	int span = argc == 8 ? atoi(argv[6]) : 1;
 	double rate = atof(argv[2]), seconds = atof(argv[5]);
 	int bytes = atoi(argv[3]) - UDP_IP_HEADERS, flows = atoi(argv[4]);
 	static int sockets[MAX_FLOWS];
@@ -110,13 +129,13 @@ static int send_all(char **argv)
 	struct sched_param priority = { .sched_priority = 1 };
 	int64_t total = (int64_t)(rate * seconds), sent = 0, refused = 0, moved = 0, worst = 0;
 
-	if (inet_pton(AF_INET, argv[0], &to.sin_addr) != 1 || rate <= 0 || bytes < HEAD || bytes > MAX_PAYLOAD ||
+	if (span < 1 || rate <= 0 || bytes < HEAD || bytes > MAX_PAYLOAD ||
 	    flows < 1 || flows > MAX_FLOWS || seconds <= 0 || seconds > 3600) {
 		fprintf(stderr, "voice: impossible arguments\n");
 		return 2;
 	}
 	for (int i = 0; i < flows; i++)
-		sockets[i] = open_flow(&to);
+		sockets[i] = open_flow(plus(from, argc == 8 ? i % span : 0), plus(to, i % span));
 	if (sched_setscheduler(0, SCHED_FIFO, &priority))
 		die("voice: SCHED_FIFO");
 
@@ -237,7 +256,7 @@ static void take_all(int sock, uint32_t flows)
 
 static int receive_all(char **argv)
 {
-	struct sockaddr_in here = { .sin_family = AF_INET, .sin_port = htons((uint16_t)atoi(argv[0])) };
+	struct sockaddr_in here = address("0.0.0.0", atoi(argv[0]));
 	uint32_t flows = (uint32_t)atoi(argv[1]);
 	int sock = socket(AF_INET, SOCK_DGRAM, 0), on = 1, buffer = RECEIVE_BUFFER;
 
@@ -274,10 +293,10 @@ static int receive_all(char **argv)
 
 int main(int argc, char **argv)
 {
-	if (argc == 8 && !strcmp(argv[1], "send"))
-		return send_all(argv + 2);
+	if ((argc == 8 || argc == 10) && !strcmp(argv[1], "send"))
+		return send_all(argc - 2, argv + 2);
 	if (argc == 4 && !strcmp(argv[1], "receive"))
 		return receive_all(argv + 2);
-	fprintf(stderr, "usage: voice send HOST PORT PPS IP_BYTES FLOWS SECONDS | voice receive PORT FLOWS\n");
+	fprintf(stderr, "usage: voice send HOST PORT PPS IP_BYTES FLOWS SECONDS [SPAN FROM] | voice receive PORT FLOWS\n");
 	return 2;
 }

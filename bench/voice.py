@@ -141,7 +141,7 @@ def _row(samples: list[Sample]) -> list[str]:
         figure(sample.p999_ms for sample in samples).text(2),
         figure(sample.jitter_ms for sample in samples).text(3),
         figure(sample.reordered * 100 / max(1, sample.received) for sample in samples).text(3),
-        figure(sample.busy * 50 for sample in samples).text(0),
+        figure(sample.busy * 100 for sample in samples).text(0),
     ]
 
 
