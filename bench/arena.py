@@ -49,6 +49,16 @@ class Arena(Lab):
             self._ip(host, f"link set eth0 mtu {OUTER_MTU} up")
         return pair
 
+    def add_open_host(self, number: int) -> str:
+        """A host on the lab's internet with no router before it."""
+        host = f"o{number}"
+        self._namespace(host)
+        self._ip(host, f"link add eth0 type veth peer name {host} netns {self.prefix}net")
+        self._ip("net", f"link set {host} master br0 up")
+        self._ip(host, f"addr add 20.1.{1 + number // 250}.{1 + number % 250}/16 dev eth0")
+        self._ip(host, "link set eth0 up")
+        return host
+
     def ip(self, where: str, arguments: str) -> None:
         """Run `ip` on a host. Raises LabError."""
         self._ip(where, arguments)
