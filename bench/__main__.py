@@ -13,13 +13,14 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tests.netns.lab import LabError, stopping_on_signals
 
-from . import bulk, capacity, peers, relay, start, voice
-from .arena import Arena
-from .contestants import ALL, Tunnel, bring_up_all
+from . import bulk, capacity, crowd, handshakes, peers, relay, start, voice
+from .arena import Arena, resident_bytes
+from .contestants import ALL, MESHVPN, Tunnel, bring_up_all
 from .figures import Section, say, table
 from .plot import draw
 
@@ -44,6 +45,8 @@ class Run:
         rounds = 5 if self._is_full else 3
         self._ask("peers", lambda: peers.section(rounds, 2.0))
         self._ask("relay", lambda: relay.section(relay.RATE, rounds, 3.0))
+        self._ask("handshakes", lambda: handshakes.section(1_000, rounds))
+        self._ask("crowd", lambda: crowd.section(100 if self._is_full else 20))
         self._ask("start", lambda: start.section(start.measure(rounds)))
 
     def page(self) -> str:
@@ -73,7 +76,11 @@ class Run:
     def _voice(self, arena: Arena, tunnels: dict[str, Tunnel]) -> Section:
         samples = voice.collect(arena, tunnels, *voice.plan(is_full=self._is_full))
         self.plot = draw(voice.panels(samples), _machine(self._is_full).split("\n", 1)[0])
-        return voice.section(samples)
+        section = voice.section(samples)
+        if (ours := tunnels.get(MESHVPN.name)) is None:
+            return section
+        memory = max(resident_bytes(pid)[0] for pid in ours.pids) / 1e6
+        return replace(section, text=f"{section.text}\nResident memory of meshvpnd after all this: {memory:.1f} MB.\n")
 
     def _ask(self, name: str, question: Callable[[], Section]) -> None:
         if name in self._questions:
@@ -88,7 +95,7 @@ class Run:
             say(self.problems[-1])
 
 
-QUESTIONS = ("voice", "capacity", "bulk", "peers", "relay", "start")
+QUESTIONS = ("voice", "capacity", "bulk", "peers", "relay", "handshakes", "crowd", "start")
 
 
 def _machine(is_full: bool) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from tests.netns.lab import LabError, stopping_on_signals
 
 from .arena import Arena, cpu_seconds
-from .contestants import ALL, MESHVPN, Tunnel, bring_up_all
+from .contestants import ALL, MESHVPN, NEWEST, Tunnel, bring_up_all
 from .figures import Figure, Section, figure, ratio, say, table
 
 PORT = "5201"
@@ -94,6 +94,12 @@ def section(arena: Arena, tunnels: dict[str, Tunnel], rounds: int, seconds: int)
         _figure(samples, MESHVPN.name, SHAPES[0]),
         _figure(samples, "wireguard-go", SHAPES[0]),
         1.2,
+        is_least=True,
+    ) + ratio(
+        "TCP, one stream up, against the newest wireguard-go",
+        _figure(samples, MESHVPN.name, SHAPES[0]),
+        _figure(samples, NEWEST, SHAPES[0]),
+        1.0,
         is_least=True,
     )
     head = ["Gbit/s", *(str(shape) for shape in SHAPES), "CPU s/GB, one stream up"]

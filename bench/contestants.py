@@ -6,6 +6,8 @@ made at run time. Ciphers are the program's default or what its manual recommend
     fastd         salsa2012+umac                nebula        AES-256-GCM (default)
     tinc 1.0      AES-256-CBC, SHA-256 (default) n2n 1.3       Twofish (the only one)
     openvpn       AES-256-GCM (default), no kernel module     wireguard-go  ChaCha20-Poly1305 (the only one)
+
+Debian's wireguard-go is from 2022; WIREGUARD_GO=PATH in the environment adds another one.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import meshvpn
 from tests.netns.lab import LabError
 
 from . import native
@@ -116,7 +119,7 @@ def _meshvpn(arena: Arena, pair: Pair) -> Tunnel:
     arena.wait_ready(arena.start(pair.a, "rendezvous", serve), "rendezvous")
     processes: Processes = []
 
-    def meshvpn(end: int, *arguments: str) -> list[str]:
+    def command(end: int, *arguments: str) -> list[str]:
         return [str(BIN / "meshvpn"), "--json", "--socket", str(directory / f"socket{end}"), *arguments]
 
     for end, host in _ends(pair):
@@ -124,15 +127,15 @@ def _meshvpn(arena: Arena, pair: Pair) -> Tunnel:
         processes.append(arena.start(host, host, [str(BIN / "meshvpnd"), "--state-dir", state, "--socket", socket]))
         arena.wait_ready(processes[-1], host)
         enter = ["create", "join"][end]
-        arena.run(host, meshvpn(end, enter, "bench", "--server", server, "--password-file", str(password)))
+        arena.run(host, command(end, enter, "bench", "--server", server, "--password-file", str(password)))
 
     def is_direct(end: int, host: str) -> bool:
-        peers = json.loads(arena.run(host, meshvpn(end, "peers", "bench")))
+        peers = json.loads(arena.run(host, command(end, "peers", "bench")))
         return [peer["state"] for peer in peers] == ["direct"]
 
     for end, host in _ends(pair):
         arena.wait(f"{host} direct", lambda end=end, host=host: is_direct(end, host))  # type: ignore[misc]
-    lists = [json.loads(arena.run(host, meshvpn(end, "list"))) for end, host in _ends(pair)]
+    lists = [json.loads(arena.run(host, command(end, "list"))) for end, host in _ends(pair)]
     return Tunnel(pair, processes, (lists[0][0]["address"], lists[1][0]["address"]))
 
 
@@ -248,15 +251,19 @@ def _openvpn(arena: Arena, pair: Pair) -> Tunnel:
     return Tunnel(pair, processes)
 
 
-def _wireguard_go(arena: Arena, pair: Pair) -> Tunnel:
+def _wireguard_go(program: str) -> Callable[[Arena, Pair], Tunnel]:
+    return lambda arena, pair: _start_wireguard_go(arena, pair, program)
+
+
+def _start_wireguard_go(arena: Arena, pair: Pair, program: str) -> Tunnel:
     keys = [_output("wg", "genkey") for _ in range(2)]
     public = [_output("wg", "pubkey", text=key) for key in keys]
     processes = []
     for end, host in _ends(pair):
         # Its control socket lies in one directory for all namespaces, so the name has to be this run's.
-        device = f"{arena.prefix}wg{end}"
+        device = f"{arena.prefix}{pair.a[0]}{end}"
         key = _file(arena.directory / host / "key", keys[end])
-        processes.append(arena.start(host, host, ["env", "LOG_LEVEL=error", "wireguard-go", "-f", device]))
+        processes.append(arena.start(host, host, ["env", "LOG_LEVEL=error", program, "-f", device]))
         _address(arena, host, end, device)
         peer = ["peer", public[1 - end], "allowed-ips", f"{INNER[1 - end]}/32", "endpoint", f"{OUTER[1 - end]}:7001"]
         arena.run(host, ["wg", "set", device, "private-key", str(key), "listen-port", "7001", *peer])
@@ -275,17 +282,17 @@ def _floor(kind: str) -> Callable[[Arena, Pair], Tunnel]:
     return start
 
 
+def _newest_version() -> str:
+    return _output(_NEWEST_PROGRAM, "--version").split()[1]
+
+
 def _package(name: str) -> Callable[[], str]:
     return lambda: _output("dpkg-query", "--show", "--showformat", "${Version}", name)
 
 
-def _ours() -> str:
-    from importlib.metadata import version
-
-    return version("meshvpn")
-
-
-MESHVPN = Contestant("meshvpn", _meshvpn, _ours)
+NEWEST = "newest-wireguard-go"
+_NEWEST_PROGRAM = os.environ.get("WIREGUARD_GO", "")
+MESHVPN = Contestant("meshvpn", _meshvpn, lambda: meshvpn.__version__)
 SINGLE = Contestant("copy", _floor("single"), lambda: "one packet a call", is_floor=True)
 BATCH = Contestant("copy-gso", _floor("batch"), lambda: "GSO/GRO, batches", is_floor=True)
 PEERS = (
@@ -294,6 +301,7 @@ PEERS = (
     Contestant("tinc", _tinc, _package("tinc")),
     Contestant("n2n", _n2n, _package("n2n")),
     Contestant("openvpn", _openvpn, _package("openvpn")),
-    Contestant("wireguard-go", _wireguard_go, _package("wireguard-go")),
+    Contestant("wireguard-go", _wireguard_go("wireguard-go"), _package("wireguard-go")),
+    *([Contestant(NEWEST, _wireguard_go(_NEWEST_PROGRAM), _newest_version)] if _NEWEST_PROGRAM else []),
 )
 ALL = (MESHVPN, *PEERS, SINGLE, BATCH)

@@ -47,6 +47,9 @@ class Sample:
     offered: float
     cpu: float
     softirq: float
+    """Seconds of the kernel's ksoftirqd threads meanwhile: work that it took off everybody."""
+    generator: float
+    """Cores that the load itself used, senders and receivers."""
     busy: float
     """Part of all cores, whoever used them."""
     p50_ms: float
@@ -109,6 +112,7 @@ def _measure(
         offered=sum(one["sent"] / one["seconds"] for one in sent) / len(sent),
         cpu=cpu,
         softirq=softirq,
+        generator=sum(one["cpu"] for one in [*sent, *got]) / max(one["seconds"] for one in sent),
         busy=busy / (os.cpu_count() or 1),
         p50_ms=max(one["p50_ms"] for one in got),
         p99_ms=max(one["p99_ms"] for one in got),

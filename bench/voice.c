@@ -9,8 +9,9 @@
  * looks every few milliseconds and takes everything, and neither its wake-ups nor its haste cost the daemons anything.
  *
  * The sender is an open loop: it runs under SCHED_FIFO, so that the load does not depend on how busy the daemons are. It
- * sleeps until a packet is due, spins only where that is nearer than SPIN_NS, and sends what is overdue at once. If it
- * was held up for longer than LAG_NS (nobody else's real-time work should do that), it moves its schedule and says so.
+ * sleeps until a packet is due, spins only where that is nearer than SPIN_NS, and sends what is overdue at once. Above
+ * 50,000 packets a second they leave on a grid of TICK_NS, two or three at a time, much as a network card's interrupts hand
+ * them over: to wake up for each would take the processor that the daemons are to have. If it was held up for longer than LAG_NS (nobody else's real-time work should do that), it moves its schedule and says so.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -28,6 +29,7 @@
 
 enum {
 	SPIN_NS = 3000,
+	TICK_NS = 20000,
 	LAG_NS = 2000000,
 	LOOK_NS = 3000000,
 	HEAD = 16,
@@ -142,7 +144,8 @@ static int send_all(int argc, char **argv)
 	double interval = 1e9 / rate;
 	int64_t started = nanoseconds(CLOCK_MONOTONIC), origin = started;
 	for (int64_t n = 0; n < total; n++) {
-		int64_t due = origin + (int64_t)(n * interval), now = nanoseconds(CLOCK_MONOTONIC);
+		int64_t offset = (int64_t)((double)n * interval), now = nanoseconds(CLOCK_MONOTONIC);
+		int64_t due = origin + (interval < TICK_NS ? offset / TICK_NS * TICK_NS : offset);
 
 		if (due - now > SPIN_NS)
 			sleep_until(due);

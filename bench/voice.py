@@ -9,6 +9,7 @@ CPU is what all threads of both daemons used, the kernel's work in their name wi
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -51,11 +52,22 @@ def collect(arena: Arena, tunnels: dict[str, Tunnel], loads: Sequence[Load], rou
 
 def section(samples: Samples) -> Section:
     """A table a load, and what is required."""
-    head = ["", "CPU µs/packet", "loss %", "p50 ms", "p99 ms", "p99.9 ms", "jitter ms", "reordered %", "machine busy %"]
+    head = [
+        "",
+        "CPU µs/packet",
+        "loss %",
+        "p50 ms",
+        "p99 ms",
+        "p99.9 ms",
+        "jitter ms",
+        "reordered %",
+        "load itself %",
+        "machine busy %",
+    ]
     parts = [
         "CPU: all threads of both daemons, with the kernel's work in their name, per packet that arrived; where many "
         "were lost, the cost of the lost ones is in it. Delays are one way; those of two directions are the worse "
-        "one's. Generator, receiver and both daemons share the machine's cores.\n"
+        "one's. Generator, receiver and both daemons share the cores; the last two columns are parts of all.\n"
     ]
     for load, by_name in samples.items():
         rows = [[name, *_row(found)] for name, found in sorted(by_name.items(), key=lambda item: cost(item[1]).median)]
@@ -141,6 +153,7 @@ def _row(samples: list[Sample]) -> list[str]:
         figure(sample.p999_ms for sample in samples).text(2),
         figure(sample.jitter_ms for sample in samples).text(3),
         figure(sample.reordered * 100 / max(1, sample.received) for sample in samples).text(3),
+        figure(sample.generator * 100 / (os.cpu_count() or 1) for sample in samples).text(0),
         figure(sample.busy * 100 for sample in samples).text(0),
     ]
 
