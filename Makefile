@@ -35,9 +35,9 @@ check-native: setup  ## the engine's tests under AddressSanitizer and UndefinedB
 demo: setup  ## three PBXs behind NATs, a hundred calls, an eviction, in network namespaces
 	$(VENV)/bin/python -m bench.demo
 
-bench: setup  ## measure against fastd, nebula, tinc, n2n, openvpn, wireguard-go and bare copies; FULL=1 for everything
+bench: setup  ## measure against other programs and bare copies, about 15 minutes; FULL=1 for all loads, CHECK=1 to judge
 	bench/packages
-	$(VENV)/bin/python -m bench $(if $(FULL),--full)
+	$(VENV)/bin/python -m bench $(if $(FULL),--full) $(if $(CHECK),--check)
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -69,9 +69,9 @@ class Run:
             tunnels, problems = bring_up_all(arena, ALL)
             self.problems += problems
             self._ask("voice", lambda: self._voice(arena, tunnels))
-            rounds = 3 if self._is_full else 1
-            self._ask("capacity", lambda: capacity.section(arena, tunnels, rounds=rounds, seconds=2.0))
-            self._ask("bulk", lambda: bulk.section(arena, tunnels, rounds + 1, 3))
+            rounds, seconds = (3, 3) if self._is_full else (1, 2)
+            self._ask("capacity", lambda: capacity.section(arena, tunnels, rounds=rounds, seconds=seconds / 2))
+            self._ask("bulk", lambda: bulk.section(arena, tunnels, rounds, seconds))
 
     def _voice(self, arena: Arena, tunnels: dict[str, Tunnel]) -> Section:
         samples = voice.collect(arena, tunnels, *voice.plan(is_full=self._is_full))

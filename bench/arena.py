@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from tests.netns.lab import Lab, LabError
+from tests.netns.lab import SERVER_HOST, Lab, LabError
 
 OUTER = ("20.1.0.1", "20.1.0.2")
 STAR = (("20.3.1.2", "20.3.1.1"), ("20.3.2.2", "20.3.2.1"))
@@ -50,13 +50,21 @@ class Arena(Lab):
         return pair
 
     def add_open_host(self, number: int) -> str:
-        """A host on the lab's internet with no router before it."""
-        host = f"o{number}"
+        """A host on the lab's internet with no NAT before it.
+
+        It is routed, not bridged: the kernel's neighbour table is one for all namespaces and ends at 1,024 entries,
+        which some 32 hosts that all know each other would fill.
+        """
+        host, address = f"o{number}", f"20.1.{1 + number // 250}.{1 + number % 250}"
         self._namespace(host)
         self._ip(host, f"link add eth0 type veth peer name {host} netns {self.prefix}net")
-        self._ip("net", f"link set {host} master br0 up")
-        self._ip(host, f"addr add 20.1.{1 + number // 250}.{1 + number % 250}/16 dev eth0")
+        self._ip(host, f"addr add {address}/32 dev eth0")
         self._ip(host, "link set eth0 up")
+        self._ip(host, f"route add {SERVER_HOST} dev eth0")
+        self._ip(host, f"route add default via {SERVER_HOST}")
+        self._ip("net", f"link set {host} up")
+        self._ip("net", f"route add {address} dev {host}")
+        self.run("net", ["sysctl", "-qw", "net.ipv4.ip_forward=1"])
         return host
 
     def ip(self, where: str, arguments: str) -> None:

@@ -31,7 +31,7 @@ def plan(*, is_full: bool) -> tuple[list[Load], int, float]:
     """Loads, rounds and seconds of the benchmark's two profiles."""
     if not is_full:
         loads = [Load(5_000), Load(50_000), Load(100_000), Load(50_000, size=G729), Load(50_000, flows=1)]
-        return [*loads, Load(25_000, is_two_way=True)], 3, 2.0
+        return [*loads, Load(25_000, is_two_way=True)], 3, 1.5
     grid = [Load(rate, size, is_two_way=two) for two in (False, True) for size in (G711, G729) for rate in RATES]
     return [*grid, *(Load(rate, flows=1) for rate in RATES)], 5, 3.0
 
