@@ -1,7 +1,8 @@
 """All questions in one run: a Markdown page and a plot.
 
-    python -m bench [--full] [--check] [--only voice,start,…] [--output docs/performance]
+    python -m bench [--full] [--check] [--only voice,start,…] [--output DIRECTORY]
 
+They go to docs/performance, or to bench/results if only some questions were asked.
 Exit status 0 unless something broke; with --check, 1 also if a required figure was missed.
 """
 
@@ -10,12 +11,14 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from meshvpn.cli.client import CliError
 from tests.netns.lab import LabError, stopping_on_signals
 
 from . import bulk, capacity, crowd, handshakes, peers, relay, start, voice
@@ -25,7 +28,7 @@ from .figures import Section, say, table
 from .plot import draw
 
 ROOT = Path(__file__).resolve().parent.parent
-OUTPUT = ROOT / "docs" / "performance"
+OUTPUT, PARTIAL = ROOT / "docs" / "performance", ROOT / "bench" / "results"
 
 
 class Run:
@@ -37,6 +40,7 @@ class Run:
         self.plot = ""
         self._questions = questions
         self._is_full = is_full
+        self._machine = _machine(is_full)
 
     def run(self) -> None:
         """Every question; one that breaks does not stop the others."""
@@ -52,7 +56,7 @@ class Run:
     def page(self) -> str:
         """The Markdown page."""
         checks = [check for section in self.sections for check in section.checks]
-        parts = [f"# Measured\n\n{_machine(self._is_full)}\n"]
+        parts = [f"# Measured\n\n{self._machine}\n"]
         if self.plot:
             parts.append("![CPU time per voice packet](voice.svg)\n")
         if checks:
@@ -75,7 +79,7 @@ class Run:
 
     def _voice(self, arena: Arena, tunnels: dict[str, Tunnel]) -> Section:
         samples = voice.collect(arena, tunnels, *voice.plan(is_full=self._is_full))
-        self.plot = draw(voice.panels(samples), _machine(self._is_full).split("\n", 1)[0])
+        self.plot = draw(voice.panels(samples), self._machine.split("\n", 1)[0])
         section = voice.section(samples)
         if (ours := tunnels.get(MESHVPN.name)) is None:
             return section
@@ -90,7 +94,7 @@ class Run:
         say(name)
         try:
             action()
-        except (LabError, OSError) as error:
+        except (LabError, CliError, OSError, subprocess.SubprocessError) as error:
             self.problems.append(f"{name}: {error}")
             say(self.problems[-1])
 
@@ -105,7 +109,7 @@ def _machine(is_full: bool) -> str:
     return (
         f"{os.cpu_count()} cores, {model}; Linux {platform.release()}; {time.strftime('%Y-%m-%d')}\n\n"
         f"{versions}; Python {platform.python_version()}. {'Full' if is_full else 'Quick'} profile; load "
-        f"average at the end {os.getloadavg()[1]:.1f}. Medians of interleaved rounds, least and greatest in brackets."
+        f"average before the run {os.getloadavg()[0]:.1f}. Medians of interleaved rounds (least–greatest)."
     )
 
 
@@ -115,8 +119,9 @@ def main() -> int:
     parser.add_argument("--full", action="store_true", help="all loads and more rounds")
     parser.add_argument("--check", action="store_true", help="exit status 1 if a required figure is missed")
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(QUESTIONS))
-    parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--output", type=Path, help="directory of page and plot")
     options = parser.parse_args()
+    output = options.output or (OUTPUT if set(options.only) == set(QUESTIONS) else PARTIAL)
     run = Run(options.only, is_full=options.full)
     try:
         with stopping_on_signals():
@@ -124,12 +129,12 @@ def main() -> int:
     except KeyboardInterrupt:
         say("interrupted; everything was removed")
         return 130
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "results.md").write_text(run.page())
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "results.md").write_text(run.page())
     if run.plot:
-        (options.output / "voice.svg").write_text(run.plot)
+        (output / "voice.svg").write_text(run.plot)
     print(run.page())
-    say(f"written to {options.output}")
+    say(f"written to {output}")
     missed = [check for section in run.sections for check in section.checks if not check.holds]
     return 1 if run.problems or (options.check and missed) else 0
 
