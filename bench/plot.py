@@ -46,15 +46,19 @@ def draw(panels: Sequence[Panel], caption: str) -> str:
 def _panel(parts: list[str], panel: Panel, y: int) -> int:
     parts.append(_text(10, y + 18, panel.title, size=15, weight="bold"))
     y += TITLE
-    scale = (WIDTH - LABEL - _NOTE) / max(bar.value.high for bar in panel.bars)
+    # A whisker that is far off the scale is cut, lest it make all bars short.
+    most = min(max(bar.value.high for bar in panel.bars), 1.5 * max(bar.value.median for bar in panel.bars))
+    scale = (WIDTH - LABEL - _NOTE) / most
     for bar in panel.bars:
-        low, middle, high = (LABEL + value * scale for value in (bar.value.low, bar.value.median, bar.value.high))
+        low, middle, high = (
+            LABEL + min(value, most) * scale for value in (bar.value.low, bar.value.median, bar.value.high)
+        )
         centre = y + BAR / 2
         parts += [
             _text(LABEL - 8, y + 13, bar.label, anchor="end"),
             f'<rect x="{LABEL}" y="{y}" width="{middle - LABEL:.1f}" height="{BAR}" rx="2" fill="{bar.colour}"/>',
             f'<path d="M{low:.1f} {centre}H{high:.1f}" stroke="#d29922" stroke-width="2"/>',
-            _text(high + 8, y + 13, f"{bar.value.median:.1f}  {bar.note}".strip()),
+            _text(high + 8, y + 13, ", ".join([f"{bar.value.median:.1f}", *([bar.note] if bar.note else [])])),
         ]
         y += ROW
     return y + 12

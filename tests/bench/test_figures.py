@@ -58,7 +58,7 @@ def test_the_plot_shows_every_contestant_and_what_it_lost() -> None:
     texts = [element.text for element in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")]
     assert "meshvpn" in texts
     assert "a<b" in texts
-    assert "15.0  50.00 % lost" in texts
+    assert "15.0, 50.00 % lost" in texts
 
 
 def test_bars_are_as_long_as_their_values() -> None:
@@ -66,6 +66,12 @@ def test_bars_are_as_long_as_their_values() -> None:
     rectangles = ElementTree.fromstring(draw([Panel("", bars)], "")).iter("{http://www.w3.org/2000/svg}rect")
     short, long = (float(rectangle.attrib["width"]) for rectangle in rectangles)
     assert long == 2 * short
+
+
+def test_a_whisker_far_off_the_scale_does_not_shorten_the_bars() -> None:
+    bars = [Bar("a", Figure(1.0, 1.0, 1.0)), Bar("b", Figure(2.0, 2.0, 500.0))]
+    rectangles = ElementTree.fromstring(draw([Panel("", bars)], "")).iter("{http://www.w3.org/2000/svg}rect")
+    assert max(float(rectangle.attrib["width"]) for rectangle in rectangles) > 300
 
 
 def sample(cost_us: float, *, lost: int = 0) -> Sample:
