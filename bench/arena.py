@@ -76,7 +76,7 @@ class Arena(Lab):
         process = subprocess.Popen(
             [*self._inside(where), *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
-        self._processes.append(process)  # type: ignore[arg-type]  # the lab only ends it
+        self._processes.append(process)  # the lab only ends it
         return process
 
     def wait_ready(self, process: subprocess.Popen[bytes], name: str) -> None:
