@@ -4,6 +4,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from .control cimport CONTROL_BYTES, add_control, drop_segment
 from .drops cimport DROP_SEND_FAILED
 from .endpoint cimport Endpoint, RELAY_HEADER, Sockets
 from .memory cimport give_block, take_block
@@ -15,7 +16,6 @@ cdef enum:
     SLOT = 67776                # bytes of one buffer: the largest packet and what sealing adds; mostly never touched
     CUT = 9280                  # of one packet that was cut from a large one: an MTU up to 9,000
     GSO_BYTES = 65000           # of one UDP_SEGMENT message with all headers
-    CONTROL_BYTES = 128
 
 cdef struct Slot:
     # One sealed packet.
@@ -60,34 +60,6 @@ cdef inline Batch *batch_new(const Sockets *sockets, uint64_t *drops) noexcept n
             return NULL
     return batch
 
-cdef inline void add_control(Batch *batch, Endpoint *to, int tos, int segment, int length) noexcept nogil:
-    cdef mmsghdr *message = &batch.messages[batch.message_count]
-    cdef uint8_t *control = batch.controls[batch.message_count]
-    cdef cmsghdr *header
-    cdef size_t used = 0
-    cdef uint16_t size = <uint16_t>segment
-    if tos:
-        header = <cmsghdr *>control
-        if batch.sockets.family[to.to.socket] == AF_INET6:
-            header.cmsg_level = IPPROTO_IPV6
-            header.cmsg_type = IPV6_TCLASS
-        else:
-            header.cmsg_level = IPPROTO_IP
-            header.cmsg_type = IP_TOS
-        header.cmsg_len = CMSG_LEN(sizeof(int))
-        memcpy(CMSG_DATA(header), &tos, sizeof(int))
-        used += CMSG_SPACE(sizeof(int))
-    if length > 1:
-        header = <cmsghdr *>(control + used)
-        header.cmsg_level = SOL_UDP
-        header.cmsg_type = UDP_SEGMENT
-        header.cmsg_len = CMSG_LEN(sizeof(uint16_t))
-        memcpy(CMSG_DATA(header), &size, sizeof(uint16_t))
-        used += CMSG_SPACE(sizeof(uint16_t))
-    if used:
-        message.msg_hdr.msg_control = control
-        message.msg_hdr.msg_controllen = used
-
 cdef inline void build_message(Batch *batch, Endpoint *to, const int *run, int length) noexcept nogil:
     cdef mmsghdr *message = &batch.messages[batch.message_count]
     cdef Slot *head = &batch.slots[run[0]]
@@ -106,7 +78,9 @@ cdef inline void build_message(Batch *batch, Endpoint *to, const int *run, int l
     message.msg_hdr.msg_namelen = to.to.size
     message.msg_hdr.msg_iov = vector
     message.msg_hdr.msg_iovlen = count
-    add_control(batch, to, head.tos, segment, length)
+    add_control(
+        &message.msg_hdr, batch.controls[batch.message_count], batch.sockets.family[to.to.socket], head.tos,
+        segment if length > 1 else 0)
     batch.endpoint_of[batch.message_count] = to
     batch.packets_of[batch.message_count] = length
     batch.message_count += 1
@@ -148,8 +122,7 @@ cdef inline void send_singly(Batch *batch, int number) noexcept nogil:
         single = whole[0]
         single.msg_hdr.msg_iov = whole.msg_hdr.msg_iov + i * each
         single.msg_hdr.msg_iovlen = each
-        # The mark stays; UDP_SEGMENT, the last, goes.
-        single.msg_hdr.msg_controllen -= CMSG_SPACE(sizeof(uint16_t))
+        drop_segment(&single.msg_hdr)
         if sendmmsg(batch.sockets.fd[batch.endpoint_of[number].to.socket], &single, 1, MSG_DONTWAIT) != 1:
             batch.drops[DROP_SEND_FAILED] += 1
 

@@ -76,3 +76,12 @@ cdef inline void take_origin(
         (<sockaddr_in6 *>&origin.address).sin6_flowinfo = 0
     else:
         memset(&origin.address.bytes[8], 0, 20)
+
+cdef inline tuple origin_name(const Origin *origin):
+    cdef char text[64]
+    cdef const sockaddr *address = <const sockaddr *>&origin.address
+    if address.sa_family == AF_INET6:
+        inet_ntop(AF_INET6, &(<const sockaddr_in6 *>address).sin6_addr, text, sizeof(text))
+        return text.decode(), ntohs((<const sockaddr_in6 *>address).sin6_port)
+    inet_ntop(AF_INET, &(<const sockaddr_in *>address).sin_addr, text, sizeof(text))
+    return text.decode(), ntohs((<const sockaddr_in *>address).sin_port)

@@ -32,6 +32,7 @@ from libc.string cimport memcpy, memset
 
 from .batch cimport BATCH, CUT, SLOT, Batch, Slot, batch_free, batch_new, batch_send
 from .cipher cimport *
+from .control cimport CONTROL_BYTES, read_control
 from .drops cimport *
 from .endpoint cimport *
 from .inner cimport *
@@ -49,7 +50,6 @@ import nacl._sodium
 cdef enum:
     MESSAGES = 16               # UDP messages of one recvmmsg
     MESSAGE_BYTES = 65536       # a GRO message may be that long
-    CONTROL_BYTES = 128
     HEADER = 16                 # type(4) receiver(4) counter(8)
     TRANSMIT = 0                # who counts drops
     RECEIVE = 1
@@ -934,25 +934,3 @@ cdef int check_prefix(bytes network, int length) except -1:
     if len(network) not in (4, 16) or not 0 <= length <= len(network) * 8:
         raise ValueError(f"no prefix: {len(network)} bytes, length {length}")
     return 4 if len(network) == 4 else 6
-
-
-cdef tuple origin_name(Origin *origin):
-    cdef char text[64]
-    cdef sockaddr *address = <sockaddr *>&origin.address
-    if address.sa_family == AF_INET6:
-        inet_ntop(AF_INET6, &(<sockaddr_in6 *>address).sin6_addr, text, sizeof(text))
-        return text.decode(), ntohs((<sockaddr_in6 *>address).sin6_port)
-    inet_ntop(AF_INET, &(<sockaddr_in *>address).sin_addr, text, sizeof(text))
-    return text.decode(), ntohs((<sockaddr_in *>address).sin_port)
-
-
-cdef void read_control(msghdr *message, int *tos, int *segment) noexcept nogil:
-    cdef cmsghdr *header = CMSG_FIRSTHDR(message)
-    while header is not NULL:
-        if header.cmsg_level == SOL_UDP and header.cmsg_type == UDP_GRO:
-            memcpy(segment, CMSG_DATA(header), sizeof(int))
-        elif header.cmsg_level == IPPROTO_IP and header.cmsg_type == IP_TOS:
-            tos[0] = CMSG_DATA(header)[0]
-        elif header.cmsg_level == IPPROTO_IPV6 and header.cmsg_type == IPV6_TCLASS:
-            memcpy(tos, CMSG_DATA(header), sizeof(int))
-        header = CMSG_NXTHDR(message, header)

@@ -1,0 +1,419 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""The packet pump of a relay: forwards frames between addresses that are bound to ids, and reads nothing of them.
+
+    frame: word 5 ‖ source id(4) ‖ destination id(4) ‖ packet
+
+One thread: recvmmsg (UDP_GRO) → is the source id bound to where the frame came from? → is the destination id bound, in
+the same network? → quota → sendmmsg, a run of frames of one size as one UDP_SEGMENT message, with the mark that it came
+with. Whatever is no frame goes to Python by the bounded queue. No frame waits for another.
+
+The rules are those of rendezvous/relay.py, the readable twin. `mutex` guards the seats: the thread holds it while it
+works on a batch and never while it waits.
+"""
+
+import threading
+from typing import NamedTuple
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcmp, memcpy, memset
+
+from .control cimport CONTROL_BYTES, add_control, drop_segment, read_control
+from .endpoint cimport (
+    Origin, RELAY_HEADER, SOCKET_LIMIT, SocketAddress, Sockets, WORD_RELAY, is_same_origin, origin_name,
+    parse_origin, take_origin)
+from .memory cimport give_block, take_block
+from .outbox cimport (
+    Outbox, SLOW_BYTES, Slow, outbox_close, outbox_open, outbox_put, outbox_quiet, outbox_take_slow)
+from .syscalls cimport *
+
+cdef enum:
+    MESSAGES = 16               # of one recvmmsg
+    MESSAGE_BYTES = 65536       # a GRO message may be that long
+    OUTGOING = 256              # messages of one round of sendmmsg
+    SEGMENTS = 64               # the kernel's limit in one UDP_SEGMENT message
+    GSO_BYTES = 65000           # of one UDP_SEGMENT message with all headers
+    SEAT_LIMIT = 65536
+    SEAT_SLOTS = 131072         # open addressing, twice SEAT_LIMIT: probes stay short
+
+cdef enum:
+    DROP_TOO_SHORT, DROP_DISALLOWED_SOURCE, DROP_UNKNOWN_PEER, DROP_OVER_LIMIT, DROP_SEND_FAILED, DROP_QUEUE_FULL
+    DROP_TOO_BIG
+    DROP_COUNT
+
+DROP_REASONS = (
+    "too_short", "disallowed_source", "unknown_peer", "over_limit", "send_failed", "queue_full", "too_big",
+)
+MAX_SEATS = SEAT_LIMIT
+
+
+class Datagram(NamedTuple):
+    socket: int
+    host: str
+    port: int
+    data: bytes
+
+
+cdef struct Seat:
+    uint32_t number             # 0 = free
+    uint32_t network
+    Origin at
+    double tokens, tokens_at
+
+
+cdef class RelayPump:
+    cdef Sockets sockets
+    cdef bint has_gso, has_gro, is_running
+    cdef int stop_fd
+    cdef object thread
+    cdef pthread_mutex_t mutex
+    cdef Seat *seats
+    cdef int seat_count
+    cdef double byte_rate, byte_burst
+    cdef uint64_t drop_counts[DROP_COUNT]
+    cdef uint64_t packet_count, byte_count
+    cdef Outbox outbox
+    cdef uint8_t *buffers
+    cdef mmsghdr incoming[MESSAGES]
+    cdef iovec incoming_vectors[MESSAGES]
+    cdef SocketAddress names[MESSAGES]
+    cdef uint8_t incoming_controls[MESSAGES][CONTROL_BYTES]
+    cdef mmsghdr outgoing[OUTGOING]
+    cdef iovec outgoing_vectors[OUTGOING]
+    cdef uint8_t outgoing_controls[OUTGOING][CONTROL_BYTES]
+    cdef int socket_of[OUTGOING]
+    cdef int segment_of[OUTGOING]
+    cdef int outgoing_count
+
+    def __cinit__(
+            self, sockets, *, double byte_rate, double byte_burst, int slow_queue=4096,
+            bint gso=True, bint gro=True):
+        self.stop_fd = self.outbox.fd = -1
+        pthread_mutex_init(&self.mutex, NULL)
+        if not 0 < len(sockets) <= SOCKET_LIMIT:
+            raise ValueError(f"between 1 and {SOCKET_LIMIT} sockets, not {len(sockets)}")
+        if not 0 < slow_queue <= 65536 or byte_rate <= 0 or byte_burst <= 0:
+            raise ValueError("slow_queue must be between 1 and 65536, rate and burst above 0")
+        self.byte_rate, self.byte_burst = byte_rate, byte_burst
+        self.seats = <Seat *>take_block(SEAT_SLOTS * sizeof(Seat))
+        self.buffers = <uint8_t *>take_block(MESSAGES * MESSAGE_BYTES)
+        self.stop_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+        if not outbox_open(&self.outbox, slow_queue) or not self.seats or not self.buffers or self.stop_fd < 0:
+            raise MemoryError("no memory or no file descriptor left")
+        self.set_up_sockets(sockets, gso, gro)
+
+    cdef int set_up_sockets(self, sockets, bint gso, bint gro) except -1:
+        cdef int one = 1, value = 0, family = 0, fd
+        cdef socklen_t size
+        self.sockets.count = len(sockets)
+        self.has_gso, self.has_gro = gso, gro
+        for number, descriptor in enumerate(sockets):
+            fd = descriptor
+            size = sizeof(int)
+            if getsockopt(fd, 1, 39, &family, &size) != 0:      # SOL_SOCKET, SO_DOMAIN
+                raise OSError(errno, f"file descriptor {fd} is no socket")
+            self.sockets.fd[number], self.sockets.family[number] = fd, family
+            size = sizeof(int)
+            if gso and getsockopt(fd, SOL_UDP, UDP_SEGMENT, &value, &size) != 0:
+                self.has_gso = False
+            if gro and setsockopt(fd, SOL_UDP, UDP_GRO, &one, sizeof(int)) != 0:
+                self.has_gro = False
+            if family == AF_INET6:
+                setsockopt(fd, IPPROTO_IPV6, IPV6_RECVTCLASS, &one, sizeof(int))
+            else:
+                setsockopt(fd, IPPROTO_IP, IP_RECVTOS, &one, sizeof(int))
+        return 0
+
+    def __dealloc__(self):
+        outbox_close(&self.outbox)
+        give_block(self.seats)
+        give_block(self.buffers)
+        if self.stop_fd >= 0:
+            close(self.stop_fd)
+        pthread_mutex_destroy(&self.mutex)
+
+    # --- called from Python -------------------------------------------------------------------------------------
+
+    def start(self):
+        if self.thread is not None:
+            raise RuntimeError("the pump runs already")
+        self.is_running = True
+        self.thread = threading.Thread(target=_run, args=(self,), name="relay", daemon=True)
+        self.thread.start()
+
+    def stop(self):
+        self.is_running = False
+        signal_eventfd(self.stop_fd)
+        thread, self.thread = self.thread, None
+        if thread is not None:
+            thread.join()
+
+    @property
+    def slow_fd(self):
+        return self.outbox.fd
+
+    @property
+    def features(self):
+        return {"udp_gso": bool(self.has_gso), "udp_gro": bool(self.has_gro)}
+
+    def bind(self, uint32_t seat, uint32_t network, int socket, str host, uint16_t port):
+        cdef Origin origin
+        cdef Seat *entry
+        text = host.encode()
+        if seat == 0 or not 0 <= socket < self.sockets.count:
+            raise ValueError(f"no seat {seat} or no socket {socket}")
+        if not parse_origin(&origin, &self.sockets, socket, <const char *>text, port):
+            raise ValueError(f"{host} is no address of the socket's family")
+        self.hold()
+        entry = self.find(seat)
+        if entry.number == 0:
+            if self.seat_count >= SEAT_LIMIT:
+                pthread_mutex_unlock(&self.mutex)
+                raise ValueError("all seats are taken")
+            self.seat_count += 1
+            entry.number = seat
+            entry.tokens = self.byte_burst
+            entry.tokens_at = monotonic()
+        entry.network = network
+        entry.at = origin
+        pthread_mutex_unlock(&self.mutex)
+
+    def unbind(self, uint32_t seat):
+        cdef Seat *entry
+        self.hold()
+        entry = self.find(seat)
+        if entry.number != 0:
+            self.seat_count -= 1
+            self.remove(entry)
+        pthread_mutex_unlock(&self.mutex)
+
+    def take_datagrams(self, int limit=256):
+        cdef Slow item
+        taken = []
+        outbox_quiet(&self.outbox)
+        while len(taken) < limit:
+            if not outbox_take_slow(&self.outbox, &item):
+                return taken
+            data = item.data[:item.size]
+            give_block(item.data)
+            host, port = origin_name(&item.origin)
+            taken.append(Datagram(item.origin.socket, host, port, data))
+        signal_eventfd(self.outbox.fd)
+        return taken
+
+    def forwarded(self):
+        return self.packet_count, self.byte_count
+
+    def drops(self):
+        return {name: self.drop_counts[number] for number, name in enumerate(DROP_REASONS)}
+
+    # --- seats, under the mutex ---------------------------------------------------------------------------------
+
+    cdef void hold(self) noexcept:
+        with nogil:
+            pthread_mutex_lock(&self.mutex)
+
+    cdef Seat *find(self, uint32_t number) noexcept nogil:
+        # The seat, or the free slot where it would stand. Numbers are random: they are their own hash.
+        cdef uint32_t slot = number & (SEAT_SLOTS - 1)
+        while self.seats[slot].number != 0 and self.seats[slot].number != number:
+            slot = (slot + 1) & (SEAT_SLOTS - 1)
+        return &self.seats[slot]
+
+    cdef void remove(self, Seat *seat) noexcept nogil:
+        # Later seats of the same probe run move back, so that no marks of removed ones pile up.
+        cdef uint32_t hole = <uint32_t>(seat - self.seats), probe = hole, home
+        while True:
+            probe = (probe + 1) & (SEAT_SLOTS - 1)
+            if self.seats[probe].number == 0:
+                break
+            home = self.seats[probe].number & (SEAT_SLOTS - 1)
+            # Does its home lie cyclically in (hole, probe]? Then it is reached without the hole.
+            if ((home - hole - 1) & (SEAT_SLOTS - 1)) < ((probe - hole) & (SEAT_SLOTS - 1)):
+                continue
+            self.seats[hole] = self.seats[probe]
+            hole = probe
+        memset(&self.seats[hole], 0, sizeof(Seat))
+
+    cdef bint spend(self, Seat *seat, int size, double now) noexcept nogil:
+        seat.tokens += (now - seat.tokens_at) * self.byte_rate
+        if seat.tokens > self.byte_burst:
+            seat.tokens = self.byte_burst
+        seat.tokens_at = now
+        if seat.tokens < size:
+            return False
+        seat.tokens -= size
+        return True
+
+    # --- the thread ---------------------------------------------------------------------------------------------
+
+    cdef void receive_loop(self) noexcept nogil:
+        cdef pollfd fds[SOCKET_LIMIT + 1]
+        cdef int i
+        for i in range(self.sockets.count):
+            fds[i].fd = self.sockets.fd[i]
+            fds[i].events = POLLIN
+        fds[self.sockets.count].fd = self.stop_fd
+        fds[self.sockets.count].events = POLLIN
+        while self.is_running:
+            poll(fds, self.sockets.count + 1, -1)
+            for i in range(self.sockets.count):
+                if fds[i].revents & POLLNVAL:
+                    fds[i].fd = -1
+                elif fds[i].revents:
+                    # Bounded, so that one busy socket does not starve the others.
+                    for _ in range(4):
+                        if self.receive_batch(i) < MESSAGES:
+                            break
+
+    cdef int receive_batch(self, int socket) noexcept nogil:
+        cdef int i, count
+        cdef double now
+        cdef msghdr *header
+        for i in range(MESSAGES):
+            self.incoming_vectors[i].iov_base = self.buffers + i * MESSAGE_BYTES
+            self.incoming_vectors[i].iov_len = MESSAGE_BYTES
+            header = &self.incoming[i].msg_hdr
+            header.msg_iov = &self.incoming_vectors[i]
+            header.msg_iovlen = 1
+            header.msg_name = &self.names[i]
+            header.msg_namelen = sizeof(SocketAddress)
+            header.msg_control = self.incoming_controls[i]
+            header.msg_controllen = CONTROL_BYTES
+        count = recvmmsg(self.sockets.fd[socket], self.incoming, MESSAGES, MSG_DONTWAIT, NULL)
+        if count <= 0:
+            return 0
+        now = monotonic()
+        pthread_mutex_lock(&self.mutex)
+        for i in range(count):
+            self.relay_message(socket, i, now)
+        self.send_outgoing()
+        pthread_mutex_unlock(&self.mutex)
+        return count
+
+    cdef void relay_message(self, int socket, int i, double now) noexcept nogil:
+        # A message may be several datagrams of one size that GRO joined; the last may be shorter.
+        cdef Origin origin
+        cdef int tos = 0, segment = 0, size = <int>self.incoming[i].msg_len, start = 0, end, count
+        cdef uint8_t *data = self.buffers + i * MESSAGE_BYTES
+        take_origin(&origin, socket, &self.names[i], self.incoming[i].msg_hdr.msg_namelen)
+        read_control(&self.incoming[i].msg_hdr, &tos, &segment)
+        if segment <= 0:
+            segment = size
+        if size == 0:
+            self.drop_counts[DROP_TOO_SHORT] += 1
+        while start < size:
+            end = start + segment if size - start > segment else size
+            if not is_frame(data + start, end - start):
+                self.hand_to_python(&origin, data + start, end - start, now)
+                start = end
+                continue
+            # Frames of one sender to one receiver that came together go on together.
+            count = 1
+            while (self.has_gso and end < size and count < SEGMENTS and size - end >= RELAY_HEADER
+                    and end - start + segment <= GSO_BYTES and memcmp(data + end, data + start, RELAY_HEADER) == 0):
+                end = end + segment if size - end > segment else size
+                count += 1
+            self.forward(&origin, data + start, end - start, count, segment, tos, now)
+            start = end
+
+    cdef void forward(
+            self, Origin *origin, uint8_t *frames, int size, int count, int segment, int tos, double now
+    ) noexcept nogil:
+        cdef uint32_t source, destination
+        cdef Seat *sender
+        cdef Seat *receiver
+        memcpy(&source, frames + 4, 4)
+        memcpy(&destination, frames + 8, 4)
+        sender = self.find(source)
+        if source == 0 or sender.number == 0 or not is_same_origin(&sender.at, origin):
+            self.drop_counts[DROP_DISALLOWED_SOURCE] += count
+            return
+        receiver = self.find(destination)
+        if destination == 0 or receiver.number == 0 or receiver.network != sender.network:
+            self.drop_counts[DROP_UNKNOWN_PEER] += count
+            return
+        if not self.spend(sender, size, now):
+            self.drop_counts[DROP_OVER_LIMIT] += count
+            return
+        self.packet_count += count
+        self.byte_count += size
+        self.queue(&receiver.at, frames, size, count, segment, tos)
+
+    cdef void queue(self, Origin *to, uint8_t *data, int size, int count, int segment, int tos) noexcept nogil:
+        cdef int number = self.outgoing_count
+        cdef mmsghdr *message = &self.outgoing[number]
+        memset(message, 0, sizeof(mmsghdr))
+        self.outgoing_vectors[number].iov_base = data
+        self.outgoing_vectors[number].iov_len = size
+        message.msg_hdr.msg_name = &to.address
+        message.msg_hdr.msg_namelen = to.size
+        message.msg_hdr.msg_iov = &self.outgoing_vectors[number]
+        message.msg_hdr.msg_iovlen = 1
+        add_control(
+            &message.msg_hdr, self.outgoing_controls[number], self.sockets.family[to.socket], tos,
+            segment if count > 1 else 0)
+        self.socket_of[number] = to.socket
+        self.segment_of[number] = segment
+        self.outgoing_count += 1
+        if self.outgoing_count == OUTGOING:
+            self.send_outgoing()
+
+    cdef void send_outgoing(self) noexcept nogil:
+        cdef int first = 0, last, done, socket, packets
+        while first < self.outgoing_count:
+            last = first + 1
+            socket = self.socket_of[first]
+            while last < self.outgoing_count and self.socket_of[last] == socket:
+                last += 1
+            done = sendmmsg(self.sockets.fd[socket], &self.outgoing[first], last - first, MSG_DONTWAIT)
+            if done > 0:
+                first += done
+                continue
+            if errno == EINTR:
+                continue
+            packets = self.packets(first)
+            if packets > 1 and (errno == EIO or errno == EINVAL or errno == EMSGSIZE):
+                # The way to this receiver can't segment (a small MTU, no checksum offload).
+                self.send_singly(first, packets)
+            else:
+                # A full socket buffer: what is late is worth nothing to a call.
+                self.drop_counts[DROP_SEND_FAILED] += packets
+            first += 1
+        self.outgoing_count = 0
+
+    cdef int packets(self, int number) noexcept nogil:
+        return <int>((self.outgoing_vectors[number].iov_len + self.segment_of[number] - 1) // self.segment_of[number])
+
+    cdef void send_singly(self, int number, int packets) noexcept nogil:
+        cdef mmsghdr *message = &self.outgoing[number]
+        cdef iovec *vector = &self.outgoing_vectors[number]
+        cdef size_t left = vector.iov_len
+        drop_segment(&message.msg_hdr)
+        while left:
+            vector.iov_len = left if left < <size_t>self.segment_of[number] else self.segment_of[number]
+            left -= vector.iov_len
+            if sendmmsg(self.sockets.fd[self.socket_of[number]], message, 1, MSG_DONTWAIT) != 1:
+                self.drop_counts[DROP_SEND_FAILED] += 1
+            vector.iov_base = <uint8_t *>vector.iov_base + vector.iov_len
+
+    cdef void hand_to_python(self, Origin *origin, uint8_t *data, int size, double now) noexcept nogil:
+        if size > SLOW_BYTES:
+            self.drop_counts[DROP_TOO_BIG] += 1
+        elif not outbox_put(&self.outbox, origin, data, size, now):
+            self.drop_counts[DROP_QUEUE_FULL] += 1
+
+
+# --- steps without a pump -----------------------------------------------------------------------------------------
+
+
+def _run(RelayPump pump):
+    with nogil:
+        pump.receive_loop()
+
+
+cdef inline bint is_frame(const uint8_t *data, int size) noexcept nogil:
+    cdef uint32_t word
+    if size < RELAY_HEADER:
+        return False
+    memcpy(&word, data, 4)
+    return word == WORD_RELAY
