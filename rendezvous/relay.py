@@ -54,8 +54,22 @@ class Forward:
     data: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class SeatMoved:
+    """A seat is bound to another address, or (None) to none any more. `account` is the member's oldest seat."""
+
+    number: int
+    account: int
+    uid: bytes
+    socket: int
+    address: Address | None
+
+
 class Relay:
-    """STUN and relay on the server's UDP sockets. `socket` is a number of the shell's."""
+    """STUN and relay on the server's UDP sockets. `socket` is a number of the shell's.
+
+    Whoever forwards frames elsewhere (tun/relay.pyx) follows the seats by `take_moves`.
+    """
 
     def __init__(self, limits: Limits, *, entropy: Callable[[int], bytes]) -> None:
         self.drops: Counter[DropReason] = Counter()
@@ -65,6 +79,7 @@ class Relay:
         self._entropy = entropy
         self._seats: dict[int, _Seat] = {}
         self._members: dict[tuple[bytes, bytes], list[int]] = {}
+        self._moves: list[SeatMoved] = []
         self._stun_limit = Buckets(limits.stun_rate, limits.stun_burst)
         self._traffic_limit = Buckets(limits.relay_bytes_rate, limits.relay_bytes_burst)
 
@@ -95,12 +110,19 @@ class Relay:
             self._remove(number)
 
     def handle_timeout(self, *, now: float) -> None:
-        """Forget ids whose connection and binding are both gone; call now and then."""
+        """Forget bindings that are too old, and ids whose connection is gone too; call now and then."""
         for number, seat in list(self._seats.items()):
+            if seat.address is not None and not _is_bound(seat, now):
+                self._move(number, seat, -1, None)
             if seat.released_at is None:
                 continue
             if now - max(seat.released_at, seat.bound_at) > RELAY_BINDING_LIFETIME:
                 self._remove(number)
+
+    def take_moves(self) -> list[SeatMoved]:
+        """Which seats are bound elsewhere since the last call; clears."""
+        moves, self._moves = self._moves, []
+        return moves
 
     def handle_datagram(self, data: bytes, source: Address, socket: int, *, now: float) -> Forward | None:
         """A datagram; what to send in consequence, if anything."""
@@ -137,22 +159,19 @@ class Relay:
             return error.reason
         if message.type != MessageType.REQUEST:
             return DropReason.UNKNOWN_TYPE
-        seat = None
-        if message.username is not None:
-            found = self._authenticate(message)
-            if isinstance(found, DropReason):
-                self.drops[found] += 1
-                return _reply(data, stun.binding_error(message.transaction_id, UNAUTHORIZED), source, socket)
-            seat = found
-        key = None if seat is None else seat.key
+        found = None if message.username is None else self._authenticate(message)
+        if isinstance(found, DropReason):
+            self.drops[found] += 1
+            return _reply(data, stun.binding_error(message.transaction_id, UNAUTHORIZED), source, socket)
+        key = None if found is None else found[1].key
         reply = _reply(data, stun.binding_success(message.transaction_id, source, key=key), source, socket)
         if isinstance(reply, Forward):
             self.stun_answers += 1
-            if seat is not None:
-                seat.address, seat.socket, seat.bound_at = source, socket, now
+            if found is not None:
+                self._bind(*found, source, socket, now)
         return reply
 
-    def _authenticate(self, message: stun.Message) -> _Seat | DropReason:
+    def _authenticate(self, message: stun.Message) -> tuple[int, _Seat] | DropReason:
         parsed = stun.parse_relay_username(message.username or "")
         seat = self._seats.get(parsed[0]) if parsed is not None else None
         if parsed is None or seat is None:
@@ -163,7 +182,17 @@ class Relay:
             # A recorded request, played back from elsewhere, would take the member's packets away.
             return DropReason.REPLAYED
         seat.counter = parsed[1]
-        return seat
+        return parsed[0], seat
+
+    def _bind(self, number: int, seat: _Seat, source: Address, socket: int, now: float) -> None:
+        seat.bound_at = now
+        if (seat.address, seat.socket) != (source, socket):
+            self._move(number, seat, socket, source)
+
+    def _move(self, number: int, seat: _Seat, socket: int, address: Address | None) -> None:
+        seat.socket, seat.address = socket, address
+        account = self._members[seat.uid, seat.identity][0]
+        self._moves.append(SeatMoved(number, account, seat.uid, socket, address))
 
     def _give_up(self) -> None:
         released = (number for number, seat in self._seats.items() if seat.released_at is not None)
@@ -172,6 +201,8 @@ class Relay:
 
     def _remove(self, number: int) -> None:
         seat = self._seats.pop(number)
+        if seat.address is not None:
+            self._move(number, seat, -1, None)
         member = seat.uid, seat.identity
         self._members[member].remove(number)
         if not self._members[member]:

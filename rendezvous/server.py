@@ -51,7 +51,7 @@ class Server:
         self._trusted_proxies = trusted_proxies
         self._metrics = Metrics()
         self._relay = Relay(limits, entropy=secrets.token_bytes)
-        self._datagrams = DatagramShell(self._relay, udp, clock=time.monotonic)
+        self._datagrams = DatagramShell(self._relay, udp, limits, clock=time.monotonic)
         self._service = Service(store, self._relay, limits, self._metrics, clock=time.monotonic, wall=time.time)
         self._connections: set[Connection] = set()
         self._sources: Counter[str] = Counter()
@@ -133,12 +133,16 @@ class Server:
                 self._limits.opening_timeout, self._service.handle_opening_timeout, connection
             )
             try:
-                await connection.serve(websocket, request.transport, self._service.handle_message)
+                await connection.serve(websocket, request.transport, self._handle_message)
             finally:
                 deadline.cancel()
         finally:
             self._forget(connection)
         return websocket
+
+    async def _handle_message(self, connection: Connection, data: bytes) -> None:
+        await self._service.handle_message(connection, data)
+        self._datagrams.follow()
 
     def _welcome(self, connection: Connection, host: str) -> Welcome:
         return Welcome(
@@ -166,11 +170,12 @@ class Server:
         while True:
             await asyncio.sleep(SWEEP_INTERVAL)
             self._relay.handle_timeout(now=time.monotonic())
+            self._datagrams.follow()
 
     def _watch(self) -> None:
         watch, relay = self._metrics.watch_count, self._relay
-        watch("meshvpn_relay_packets", "Packets relayed", lambda: relay.forwarded_packets)
-        watch("meshvpn_relay_bytes", "Bytes relayed", lambda: relay.forwarded_bytes)
+        watch("meshvpn_relay_packets", "Packets relayed", lambda: self._datagrams.forwarded[0])
+        watch("meshvpn_relay_bytes", "Bytes relayed", lambda: self._datagrams.forwarded[1])
         watch("meshvpn_stun_answers", "STUN answers", lambda: relay.stun_answers)
         self._metrics.watch_drops(lambda: self._datagrams.drops)
         level = self._metrics.watch_level

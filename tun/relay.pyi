@@ -32,7 +32,7 @@ class RelayPump:
     ) -> None:
         """`sockets` are descriptors of UDP sockets, which stay the caller's; their place is their number.
 
-        `byte_rate` (bytes a second) and `byte_burst` (bytes) bound what one seat sends. Raises ValueError, OSError.
+        `byte_rate` (bytes a second) and `byte_burst` (bytes) bound what one account sends. Raises ValueError, OSError.
         """
     def start(self) -> None:
         """Start the thread. Raises RuntimeError if it runs."""
@@ -44,10 +44,11 @@ class RelayPump:
     @property
     def features(self) -> dict[str, bool]:
         """Which kernel features are in use: udp_gso, udp_gro."""
-    def bind(self, seat: int, network: int, socket: int, host: str, port: int) -> None:
+    def bind(self, seat: int, network: bytes, socket: int, host: str, port: int, *, account: int = 0) -> None:
         """Frames from this address count as the seat's, and frames to the seat go there. Again: it moved.
 
-        Frames pass between seats of one `network` only (32 bits of the caller's choice). Raises ValueError.
+        Frames pass between seats of one `network` (16 bytes) only. `account` is another seat whose quota this one
+        shares while that one is bound. Raises ValueError.
         """
     def unbind(self, seat: int) -> None:
         """Nothing is forwarded from or to the seat any more. Nothing happens if it is not bound."""

@@ -32,8 +32,9 @@ cdef enum:
     OUTGOING = 256              # messages of one round of sendmmsg
     SEGMENTS = 64               # the kernel's limit in one UDP_SEGMENT message
     GSO_BYTES = 65000           # of one UDP_SEGMENT message with all headers
-    SEAT_LIMIT = 65536
-    SEAT_SLOTS = 131072         # open addressing, twice SEAT_LIMIT: probes stay short
+    NETWORK = 16                # bytes of a network's uid
+    SEAT_LIMIT = 131072
+    SEAT_SLOTS = 262144         # open addressing, twice SEAT_LIMIT: probes stay short
 
 cdef enum:
     DROP_TOO_SHORT, DROP_DISALLOWED_SOURCE, DROP_UNKNOWN_PEER, DROP_OVER_LIMIT, DROP_SEND_FAILED, DROP_QUEUE_FULL
@@ -55,7 +56,8 @@ class Datagram(NamedTuple):
 
 cdef struct Seat:
     uint32_t number             # 0 = free
-    uint32_t network
+    uint32_t account            # the seat whose quota it uses: its own, or an older one of the same member
+    uint8_t network[NETWORK]
     Origin at
     double tokens, tokens_at
 
@@ -155,12 +157,12 @@ cdef class RelayPump:
     def features(self):
         return {"udp_gso": bool(self.has_gso), "udp_gro": bool(self.has_gro)}
 
-    def bind(self, uint32_t seat, uint32_t network, int socket, str host, uint16_t port):
+    def bind(self, uint32_t seat, bytes network, int socket, str host, uint16_t port, *, uint32_t account=0):
         cdef Origin origin
         cdef Seat *entry
         text = host.encode()
-        if seat == 0 or not 0 <= socket < self.sockets.count:
-            raise ValueError(f"no seat {seat} or no socket {socket}")
+        if seat == 0 or len(network) != NETWORK or not 0 <= socket < self.sockets.count:
+            raise ValueError(f"no seat {seat}, no socket {socket}, or a network of {len(network)} bytes")
         if not parse_origin(&origin, &self.sockets, socket, <const char *>text, port):
             raise ValueError(f"{host} is no address of the socket's family")
         self.hold()
@@ -173,7 +175,8 @@ cdef class RelayPump:
             entry.number = seat
             entry.tokens = self.byte_burst
             entry.tokens_at = monotonic()
-        entry.network = network
+        entry.account = account or seat
+        memcpy(entry.network, <const uint8_t *>network, NETWORK)
         entry.at = origin
         pthread_mutex_unlock(&self.mutex)
 
@@ -234,7 +237,10 @@ cdef class RelayPump:
             hole = probe
         memset(&self.seats[hole], 0, sizeof(Seat))
 
-    cdef bint spend(self, Seat *seat, int size, double now) noexcept nogil:
+    cdef bint spend(self, Seat *sender, int size, double now) noexcept nogil:
+        cdef Seat *seat = self.find(sender.account)
+        if seat.number == 0:
+            seat = sender
         seat.tokens += (now - seat.tokens_at) * self.byte_rate
         if seat.tokens > self.byte_burst:
             seat.tokens = self.byte_burst
@@ -329,7 +335,7 @@ cdef class RelayPump:
             self.drop_counts[DROP_DISALLOWED_SOURCE] += count
             return
         receiver = self.find(destination)
-        if destination == 0 or receiver.number == 0 or receiver.network != sender.network:
+        if destination == 0 or receiver.number == 0 or memcmp(receiver.network, sender.network, NETWORK) != 0:
             self.drop_counts[DROP_UNKNOWN_PEER] += count
             return
         if not self.spend(sender, size, now):

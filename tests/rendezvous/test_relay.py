@@ -15,7 +15,7 @@ from meshvpn.proto.drops import DropReason
 from meshvpn.proto.transport import Address, RelayHop
 from rendezvous import relay as relay_module
 from rendezvous.limits import Limits
-from rendezvous.relay import MAX_SEATS_PER_MEMBER, Forward, Relay
+from rendezvous.relay import MAX_SEATS_PER_MEMBER, Forward, Relay, SeatMoved
 
 HERE, THERE, ELSEWHERE = Address("192.0.2.1", 1), Address("192.0.2.2", 2), Address("192.0.2.3", 3)
 NETWORK, OTHER_NETWORK = b"n" * 16, b"o" * 16
@@ -48,6 +48,29 @@ def test_a_binding_request_played_back_from_elsewhere_moves_nothing() -> None:
     forward = relay.handle_datagram(frame(theirs, ours), THERE, 0, now=1.0)
     assert forward is not None
     assert forward.to == HERE
+
+
+def test_who_forwards_elsewhere_is_told_each_move_once() -> None:
+    relay, ours, theirs = bound_pair()
+    here, there = SeatMoved(ours.id, ours.id, NETWORK, 0, HERE), SeatMoved(theirs.id, theirs.id, NETWORK, 0, THERE)
+    assert relay.take_moves() == [here, there]
+    relay.handle_datagram(request(ours, 2), HERE, 0, now=1.0)
+    assert relay.take_moves() == []
+    relay.handle_datagram(request(ours, 3), ELSEWHERE, 1, now=2.0)
+    assert relay.take_moves() == [replace(here, socket=1, address=ELSEWHERE)]
+    relay.evict(NETWORK, b"a" * 32)
+    assert relay.take_moves() == [replace(here, socket=-1, address=None)]
+    relay.handle_timeout(now=RELAY_BINDING_LIFETIME + 1)
+    assert relay.take_moves() == [replace(there, socket=-1, address=None)]
+    relay.handle_timeout(now=RELAY_BINDING_LIFETIME + 2)
+    assert relay.take_moves() == []
+
+
+def test_a_members_later_seats_are_told_with_its_oldest() -> None:
+    relay, ours, _ = bound_pair()
+    again = relay.grant(NETWORK, b"a" * 32)
+    bind(relay, again, ELSEWHERE)
+    assert relay.take_moves()[-1] == SeatMoved(again.id, ours.id, NETWORK, 0, ELSEWHERE)
 
 
 def test_an_evicted_member_loses_its_seat_even_if_its_connection_is_gone() -> None:

@@ -16,6 +16,7 @@ from tun.relay import Datagram, RelayPump
 
 WAIT = 5.0
 HOST = "127.0.0.1"
+ONE, OTHER = b"1" * 16, b"2" * 16
 UDP_SEGMENT, UDP_GRO, SOL_UDP = 103, 104, 17
 
 
@@ -58,9 +59,9 @@ class Bench:
             [sock.fileno() for sock in self.sockets], byte_rate=byte_rate, byte_burst=byte_burst, gso=gso, gro=gro
         )
         self.a, self.b, self.stranger = (Member(self.sockets[0]) for _ in range(3))
-        self.pump.bind(10, 1, 0, HOST, self.a.port)
-        self.pump.bind(20, 1, 0, HOST, self.b.port)
-        self.pump.bind(30, 2, 0, HOST, self.stranger.port)
+        self.pump.bind(10, ONE, 0, HOST, self.a.port)
+        self.pump.bind(20, ONE, 0, HOST, self.b.port)
+        self.pump.bind(30, OTHER, 0, HOST, self.stranger.port)
         self.pump.start()
 
     def drops(self) -> dict[str, int]:
@@ -99,7 +100,7 @@ def test_a_run_that_the_kernel_joined_arrives_as_the_frames_that_it_was(bench: B
 
 def test_a_run_to_several_receivers_is_taken_apart(bench: Bench) -> None:
     third = Member(bench.sockets[0])
-    bench.pump.bind(40, 1, 1, HOST, third.port)
+    bench.pump.bind(40, ONE, 1, HOST, third.port)
     frames = [frame(10, (20, 40)[number // 3 % 2], bytes([number]) * 100) for number in range(12)]
     bench.a.send_run(frames)
     assert bench.b.take(6) == [item for item in frames if item[8:12] == frames[0][8:12]]
@@ -132,7 +133,7 @@ def test_what_breaks_a_rule_is_dropped_by_name(bench: Bench, source: int, destin
 
 
 def test_a_seat_that_moved_or_left_is_followed(bench: Bench) -> None:
-    bench.pump.bind(20, 1, 1, HOST, bench.stranger.port)
+    bench.pump.bind(20, ONE, 1, HOST, bench.stranger.port)
     bench.a.send(frame(10, 20, b"moved"))
     assert bench.stranger.take(1) == [frame(10, 20, b"moved")]
     bench.b.send(frame(20, 10, b"from the old place"))
@@ -182,13 +183,28 @@ def test_a_seat_sends_no_more_than_its_quota() -> None:
         bench.close()
 
 
+def test_a_members_seats_share_one_quota_while_the_older_one_is_bound() -> None:
+    bench = Bench(byte_rate=0.001, byte_burst=1500)
+    try:
+        bench.pump.bind(11, ONE, 0, HOST, bench.a.port, account=10)
+        bench.a.send(frame(10, 20, bytes(1000)))
+        bench.a.send(frame(11, 20, bytes(1000)))
+        bench.b.take(1)
+        until(lambda: bench.drops() == {"over_limit": 1})
+        bench.pump.unbind(10)
+        bench.a.send(frame(11, 20, bytes(1000)))
+        assert bench.b.take(1) == [frame(11, 20, bytes(1000))]
+    finally:
+        bench.close()
+
+
 def test_seats_are_found_whatever_was_bound_and_unbound() -> None:
     bench = Bench()
     try:
         # Numbers that differ by the table's size stand in one probe run.
-        seats = [7 + (number << 17) for number in range(1, 40)]
+        seats = [7 + (number << 18) for number in range(1, 40)]
         for seat in seats:
-            bench.pump.bind(seat, 1, 0, HOST, bench.b.port)
+            bench.pump.bind(seat, ONE, 0, HOST, bench.b.port)
         for seat in seats[::2]:
             bench.pump.unbind(seat)
         for seat in seats:
@@ -202,7 +218,7 @@ def test_seats_are_found_whatever_was_bound_and_unbound() -> None:
 @pytest.mark.parametrize(("seat", "number", "host"), [(0, 0, HOST), (1, 2, HOST), (1, 0, "::1"), (1, 0, "name")])
 def test_what_cannot_be_bound_is_refused(bench: Bench, seat: int, number: int, host: str) -> None:
     with pytest.raises(ValueError, match=r"seat|address"):
-        bench.pump.bind(seat, 1, number, host, 7000)
+        bench.pump.bind(seat, ONE, number, host, 7000)
 
 
 def test_it_starts_and_stops_without_leaving_anything() -> None:
