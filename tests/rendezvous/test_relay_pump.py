@@ -222,11 +222,12 @@ def test_what_cannot_be_bound_is_refused(bench: Bench, seat: int, number: int, h
 
 
 def test_it_starts_and_stops_without_leaving_anything() -> None:
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
         Bench().close()
     gc.collect()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def until(condition: Callable[[], bool]) -> None:
