@@ -2,7 +2,7 @@
 PYTHON ?= $(shell .ci/python)
 VENV := .venv
 STAMP := $(VENV)/.ready
-SOURCES := pyproject.toml tun/engine.pyx $(wildcard tun/*.pxd)
+SOURCES := pyproject.toml $(wildcard tun/*.pyx) $(wildcard tun/*.pxd)
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /	/' | expand -t 14
@@ -21,7 +21,7 @@ check: setup  ## formatting, lints, types, layering, spelling
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check --output-format concise .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/stubtest tun.engine
+	$(VENV)/bin/stubtest tun.engine tun.relay
 	$(VENV)/bin/lint-imports
 	PATH=$(CURDIR)/$(VENV)/bin:$$PATH $(VENV)/bin/cython-lint --max-line-length 120 tun
 	$(VENV)/bin/codespell
@@ -42,7 +42,7 @@ bench: setup  ## measure against other programs and bare copies, about 15 minute
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	rm -rf bench/bin bench/results
-	rm -f tun/engine.c tun/*.so
+	rm -f tun/*.c tun/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: help setup check check-native test demo bench clean

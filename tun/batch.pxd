@@ -1,8 +1,8 @@
 # Sealed packets on their way out: runs of a peer's packets with one size and mark become one UDP_SEGMENT message, and
 # all messages of one socket one sendmmsg.
 
-from libc.stdint cimport uint8_t, uint16_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.stdint cimport uint8_t, uint64_t
+from libc.string cimport memset
 
 from .control cimport CONTROL_BYTES, add_control, drop_segment
 from .drops cimport DROP_SEND_FAILED

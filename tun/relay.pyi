@@ -1,7 +1,7 @@
 """Types of the compiled relay pump. Its readable twin is rendezvous.relay.Relay."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, final
+from typing import NamedTuple, Self, final
 
 class Datagram(NamedTuple):
     """A datagram that is no relay frame, for Python; `socket` is the number of the socket that it came on."""
@@ -20,8 +20,8 @@ MAX_SEATS: int
 class RelayPump:
     """Forwards relay frames between bound addresses, in a thread without the interpreter's lock."""
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         sockets: Sequence[int],
         *,
         byte_rate: float,
@@ -29,7 +29,7 @@ class RelayPump:
         slow_queue: int = 4096,
         gso: bool = True,
         gro: bool = True,
-    ) -> None:
+    ) -> Self:
         """`sockets` are descriptors of UDP sockets, which stay the caller's; their place is their number.
 
         `byte_rate` (bytes a second) and `byte_burst` (bytes) bound what one account sends. Raises ValueError, OSError.

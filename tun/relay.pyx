@@ -1,4 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: auto_pickle=False, autotestdict=False
 """The packet pump of a relay: forwards frames between addresses that are bound to ids, and reads nothing of them.
 
     frame: word 5 ‖ source id(4) ‖ destination id(4) ‖ packet
