@@ -4,7 +4,7 @@
 
 Transmit thread: read TUN → route → seal → one sendmmsg for the batch, runs of equal size as one UDP_SEGMENT message.
 Receive thread:  recvmmsg (UDP_GRO) → receiver index → window → open → source check → write TUN.
-No packet waits for a batch: a batch is what is there when a thread looks.
+No packet waits for a batch: a batch is what is there when a thread looks; but see pace.pxd for 400 calls and more.
 
     endpoint.pxd  where datagrams come from and go to        batch.pxd   building and sending UDP messages
     peers.pxd     keypairs, their index, staged packets      outbox.pxd  the two queues to Python
@@ -39,6 +39,7 @@ from .inner cimport *
 from .memory cimport blocks_count, give_block, take_block
 from .offload cimport *
 from .outbox cimport *
+from .pace cimport Pace, pace_nap, pace_note, pace_open
 from .peers cimport *
 from .routes cimport Route, RouteTable, mask_network, route_drop, route_drop_peer, route_find, route_set
 from .syscalls cimport *
@@ -500,6 +501,11 @@ cdef class Engine:
         cdef pollfd fds[2]
         cdef int count, burst = 0, limit = BATCH
         cdef uint64_t value
+        cdef double now
+        cdef Pace pace
+        cdef bint is_rested = False
+        memset(&pace, 0, sizeof(Pace))
+        pace_open()
         fds[0].revents = fds[1].revents = 0
         fds[0].fd = self.tun_fd
         fds[1].fd = self.kick_fd
@@ -515,15 +521,25 @@ cdef class Engine:
             if count < 0:
                 return
             if count:
+                now = monotonic()
                 pthread_rwlock_rdlock(&self.lock)
-                self.send_packets(count, monotonic())
+                self.send_packets(count, now)
                 pthread_rwlock_unlock(&self.lock)
+                pace_note(&pace, count, now)
+                is_rested = False
             burst += count
             limit = BATCH
-            if self.is_drained:
-                limit = 1 if burst == 1 else BATCH
+            if not self.is_drained:
+                continue
+            if pace.is_busy and not is_rested:
                 burst = 0
-                poll(fds, 2, -1)
+                is_rested = True
+                pace_nap()
+                continue
+            limit = 1 if burst == 1 else BATCH
+            burst = 0
+            is_rested = False
+            poll(fds, 2, -1)
 
     cdef int read_batch(self, int limit) noexcept nogil:
         # Packets read into the batch's buffers, behind room for the header; -1 when the device is gone. A large packet

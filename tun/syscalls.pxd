@@ -22,6 +22,10 @@ cdef extern from "<poll.h>" nogil:
     int poll(pollfd *fds, unsigned long count, int timeout)
     enum: POLLIN, POLLERR, POLLHUP, POLLNVAL
 
+cdef extern from "<sys/prctl.h>" nogil:
+    int prctl(int option, unsigned long first, unsigned long second, unsigned long third, unsigned long fourth)
+    enum: PR_SET_TIMERSLACK
+
 cdef extern from "<sys/eventfd.h>" nogil:
     int eventfd(unsigned int value, int flags)
     enum: EFD_NONBLOCK, EFD_CLOEXEC
@@ -31,6 +35,7 @@ cdef extern from "<time.h>" nogil:
         long tv_sec
         long tv_nsec
     int clock_gettime(int clock, timespec *now)
+    int nanosleep(const timespec *span, timespec *left)
     enum: CLOCK_MONOTONIC
 
 cdef extern from "<sys/uio.h>" nogil:
