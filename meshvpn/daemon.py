@@ -92,6 +92,7 @@ def _start_log(form: str, level: str) -> None:
     text = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
     handler.setFormatter(_JsonLines() if form == "json" else text)
     logging.basicConfig(level=level, handlers=[handler])
+    logging.getLogger("pyroute2").setLevel(max(logging.INFO, logging.getLevelName(level)))  # it dumps each message
 
 
 async def _serve(state_dir: Path, socket_path: Path) -> None:

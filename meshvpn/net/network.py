@@ -14,7 +14,7 @@ import meshvpn
 
 from .. import ipc
 from ..proto import keys as key_rules
-from ..proto.control import RefusalCode
+from ..proto.control import MAX_MEMBERS, RefusalCode
 from ..proto.control_session import ControlSession, SessionRefused, attach_opening, create_opening
 from ..proto.errors import MembershipError, RendezvousError
 from ..proto.events import (
@@ -285,7 +285,7 @@ class Network:
             epoch=charter.epoch,
             owner="This computer" if self.owner is not None else charter.owner.hex()[:8],
             pool=charter.pool,
-            capacity=1024,
+            capacity=min(MAX_MEMBERS, IPv4Network(charter.pool).num_addresses - 2),
             has_password=charter.locator is not None,
             note=self.note,
             members=self.peers(),
