@@ -39,6 +39,8 @@ from meshvpn.proto.transport import RELAY_WORD, Path, Transmit
 from .network import Host, Network
 from .rendezvous import WALL, Rendezvous, Wire
 
+Action = Callable[[Node, float, int], int | None]
+"""What a user asks for: `action(node, now, wall_ns)` gives the request's number."""
 POLL_INTERVAL = 1.0
 POOL = IPv4Network("10.77.0.0/24")
 
@@ -107,8 +109,8 @@ class Member:
         self._keys, self.saved = keys, None
         self._enrol(join_opening(self.identity, keys.locator))
 
-    def act(self, action: Callable[[Node, float, int], int | None]) -> int | None:
-        """`action(node, now, wall_ns)`; the outcome is in `finished` under the number returned."""
+    def act(self, action: Action) -> int | None:
+        """The outcome is in `finished` under the number returned."""
         assert self.node is not None
         rid = action(self.node, self.network.now, self._wall_ns())
         self.host.drain()

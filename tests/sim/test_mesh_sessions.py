@@ -122,6 +122,20 @@ def test_a_daemon_that_restarts_is_reached_again_within_two_seconds(has_server: 
     assert_untouched([outward])
 
 
+def test_a_daemon_that_restarts_is_reached_again_over_the_relay() -> None:
+    mesh = Mesh()
+    left, right = mesh.found(SYMMETRIC, SYMMETRIC)
+    inward = mesh.stream(left, right)
+    mesh.run(1.0)
+    right.stop()
+    mesh.run(0.5)
+    right.start()
+    back_at = mesh.network.now + 2.0
+    mesh.run(20.0)
+    mesh.stop_streams()
+    assert not inward.lost_since(back_at)
+
+
 def test_a_daemon_that_restarts_without_the_server_says_so_and_keeps_its_way_for_the_next_time() -> None:
     mesh = Mesh()
     left, right = mesh.found(PORT_RESTRICTED, PORT_RESTRICTED)
