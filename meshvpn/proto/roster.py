@@ -24,8 +24,9 @@ from .charter import (
     check_lineage,
     decode_charter,
     is_banned,
-    merge_bans,
+    merge,
     merge_versions,
+    newer_admins,
     rank,
 )
 from .control import MAX_APPROVAL, MAX_MEMBERS, MemberEntry
@@ -78,6 +79,8 @@ class RosterState(msgspec.Struct, array_like=True):
     evicted: dict[bytes, int] = {}
     unbanned: dict[bytes, int] = {}
     """The charter's, with those of other lines of charters merged in."""
+    admins: Signed | None = None
+    """The owner's newest list, of whichever line."""
 
 
 class Roster:
@@ -93,6 +96,7 @@ class Roster:
             charter,
             evicted=merge_versions(charter.evicted, state.evicted),
             unbanned=merge_versions(charter.unbanned, state.unbanned),
+            admins=newer_admins(charter.admins, state.admins),
         )
         self._epochs = EpochKeys(uid, identity, state.epoch_keys)
         self._former = dict(state.former)
@@ -202,6 +206,7 @@ class Roster:
             dict(self._former),
             dict(self._charter.evicted),
             dict(self._charter.unbanned),
+            self._charter.admins,
         )
 
     def take_events(self) -> list[RosterEvent]:
@@ -263,9 +268,9 @@ class Roster:
         charter = check_genuine(signed)
         check_lineage(signed, charter, self._charter)
         if rank(signed, charter) > rank(self._signed, self._charter):
-            self._adopt(signed, merge_bans(charter, self._charter), wall)
+            self._adopt(signed, merge(charter, self._charter), wall)
             return
-        merged = merge_bans(self._charter, charter)
+        merged = merge(self._charter, charter)
         if merged == self._charter:
             raise MalformedMessage(DropReason.STALE)
         self._adopt(self._signed, merged, wall)
