@@ -74,6 +74,7 @@ class Node:
         self._epoch_lapses_at: float | None = None
         self._relay_id = 0
         self._udp_hosts: tuple[str, ...] = ()
+        self._kept_charter = roster.charter
         self._events: list[NodeEvent] = []
 
     @property
@@ -348,7 +349,9 @@ class Node:
                 case NetworkDeleted():
                     self._peering.clear()
                     self._events.append(MembershipChanged("deleted"))
-        if events:
+        # One that changes nobody's membership (a new password) must survive a restart too: older ones are refused.
+        if events or self.roster.charter is not self._kept_charter:
+            self._kept_charter = self.roster.charter
             self._events.append(StateChanged())
 
     def _update_epoch_keys(self, now: float, wall_ns: int) -> None:

@@ -157,6 +157,9 @@ def test_a_new_password_lets_in_whom_the_old_one_does_not_and_disturbs_nobody() 
     assert all(mesh.reaches(second, member) for member in members)
     mesh.stop_streams()
     assert not stream.lost
+    members[1].stop()
+    members[1].start()
+    assert members[1].roster.charter.locator == NEW_KEYS.locator  # it was on the disk
 
 
 def test_an_eviction_can_set_the_new_password_itself() -> None:
