@@ -157,9 +157,17 @@ def test_a_new_password_lets_in_whom_the_old_one_does_not_and_disturbs_nobody() 
     assert all(mesh.reaches(second, member) for member in members)
     mesh.stop_streams()
     assert not stream.lost
-    members[1].stop()
-    members[1].start()
-    assert members[1].roster.charter.locator == NEW_KEYS.locator  # it was on the disk
+
+
+def test_a_new_password_survives_a_restart_of_who_heard_of_it() -> None:
+    mesh = Mesh()
+    members = mesh.found(PORT_RESTRICTED, PORT_RESTRICTED)
+    do(mesh, members[0], lambda node, now, wall_ns: node.change_password(NEW_KEYS, now=now, wall_ns=wall_ns))
+    mesh.rendezvous.stop()
+    for member in members:
+        member.stop()
+        member.start()
+        assert member.roster.charter.locator == NEW_KEYS.locator
 
 
 def test_an_eviction_can_set_the_new_password_itself() -> None:
