@@ -44,7 +44,7 @@ from .gather import CandidatesChanged, Gatherer, RelayBound, RelayUnbound
 from .keys import NetworkKeys, ula_prefix
 from .membership import MemberKeys, Membership, Profile
 from .owner import PasswordRule
-from .path import OfferWanted, PathAgent, PingAnswered, PrimaryChanged
+from .path import MappingDoubted, OfferWanted, PathAgent, PingAnswered, PrimaryChanged
 from .peer import MeshPeer, PeerState, Traffic, make_peer
 from .roster import (
     EpochChanged,
@@ -109,8 +109,7 @@ class Node:
             self._add_peer(member, now=now, wall_ns=wall_ns)
         for identity, path in last_known.items():
             if (peer := self.peers.get(identity)) is not None and path.is_direct:
-                peer.last_known = path
-                self._try_last_known(peer)
+                self._touch(peer).handle_last_known(path, now=now)
         self.session.handle_start(now=now)
         self._settle(now, wall_ns)
 
@@ -537,6 +536,9 @@ class Node:
                     self._move_peer(peer, primary, secondary, now, wall_ns)
                 case OfferWanted():
                     self._send_offer(peer, now)
+                case MappingDoubted():
+                    self._gatherer.handle_doubt(now=now)
+                    self._settle_gatherer(now)
                 case PingAnswered(token=token, rtt=rtt, path=path):
                     self._events.append(PingFinished(token, rtt, path))
         self._transmits.extend(peer.agent.take_transmits())
@@ -551,18 +553,9 @@ class Node:
     def _move_peer(
         self, peer: MeshPeer, primary: Path | None, secondary: Path | None, now: float, wall_ns: int
     ) -> None:
-        if primary is None and peer.last_known is not None:
-            self._try_last_known(peer)
-            return
-        peer.tentative = None
         self._commands.append(MovePeer(peer.number, primary, secondary))
         if primary is not None:
             self._wireguard.handle_path_available(peer.number, now=now, wall_ns=wall_ns)
-
-    def _try_last_known(self, peer: MeshPeer) -> None:
-        if peer.agent.primary is None and peer.last_known is not None:
-            peer.tentative = peer.last_known
-            self._commands.append(MovePeer(peer.number, peer.tentative, None))
 
     def _settle_wireguard(self, now: float) -> None:
         for event in self._wireguard.take_events():
@@ -572,7 +565,7 @@ class Node:
                     continue  # removed since
                 case SessionEstablished():
                     peer.session_at = now
-                    self._touch(peer).handle_path_seen(event.path, now=now)
+                    self._touch(peer).handle_session(event.path, now=now)
                 case HandshakeGaveUp():
                     continue  # the path machine already knows that nothing comes back
                 case _:
@@ -586,7 +579,7 @@ class Node:
 
     def _way_to(self, number: int | None) -> Path | None:
         peer = None if number is None else self._by_number.get(number)
-        return None if peer is None else peer.agent.primary or peer.tentative
+        return None if peer is None else peer.agent.primary
 
 
 def _seconds(wall_ns: int) -> int:

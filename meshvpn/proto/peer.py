@@ -11,7 +11,6 @@ from .candidate import Offer
 from .disco import DiscoBox
 from .path import PathAgent
 from .roster import Member
-from .transport import Path
 
 
 class PeerState(StrEnum):
@@ -46,10 +45,6 @@ class MeshPeer:
     traffic: Traffic = field(default_factory=Traffic)
     session_at: float | None = None
     """When the last WireGuard session was agreed on, monotonic seconds."""
-    last_known: Path | None = None
-    """A path that worked before the daemon was restarted: worth a handshake when nothing else is known."""
-    tentative: Path | None = None
-    """The path that the engine was given without a verified one."""
     offers_sent: int = 0
     last_offer: tuple[bytes, int] | None = None
     """Disco key and sequence of the newest offer that was accepted."""
