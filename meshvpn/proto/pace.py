@@ -13,8 +13,9 @@ BACKUP_INTERVAL = 5.0
 when it is needed, and a direct path that broke is found again when it heals."""
 HELD_INTERVAL = 1.0
 """Seconds between pings, while there is payload, on a path that was left: what is it worth now?"""
+IDLE_JITTER = 0.1
 IDLE_INTERVAL = 25.0
-"""Seconds (less up to 10 %) between pings on an idle primary; below the 30 s of the strictest common NATs. A ping of
+"""Seconds (less up to a tenth) between pings on an idle primary; below the 30 s of the strictest common NATs. A ping of
 the peer does as well: its pong went out through our NAT."""
 ACTIVE_FOR = 5.0
 """Seconds for which payload counts after the last of it."""
@@ -62,6 +63,4 @@ class Pace:
             return probe.sent_at + (1.0 if is_active else min(2.0 ** min(probe.tries, 5), IDLE_INTERVAL))
         if is_active:
             return probe.sent_at + ACTIVE_INTERVAL
-        since = max(probe.sent_at, probe.asked_at)
-        # Jitter from the path's own history, so that asking twice gives the same answer.
-        return since + IDLE_INTERVAL * (1 - 0.1 * ((since * 7919) % 1.0))
+        return max(probe.sent_at, probe.asked_at) + IDLE_INTERVAL * (1 - IDLE_JITTER * probe.spread)

@@ -199,7 +199,7 @@ class PathAgent:
             return DropReason.OVER_LIMIT
         probe.asked_at = now
         self._send(path, Pong(message.transaction_id, path.remote, self._traffic[0]))
-        is_trusted = probe.is_alive(now, is_primary=path == self.primary) and probe.unanswered_since is None
+        is_trusted = probe.is_alive(now, is_primary=path == self.primary) and now < probe.overdue_at
         if not is_trusted and now - probe.triggered_at >= TRIGGER_INTERVAL:
             probe.triggered_at = now
             self._ping(probe, now)

@@ -68,6 +68,8 @@ class Probe:
     worked_at: float | None = None
     """The last pong, ever."""
     sent_at: float = float("-inf")
+    spread: float = 0.0
+    """A share from 0 to 1, by which the next ping on an idle path comes early: the two ends must not ping in step."""
     asked_at: float = float("-inf")
     """The last ping of the peer."""
     died_at: float = float("-inf")
@@ -153,7 +155,7 @@ class Probe:
         if len(self.pending) >= MAX_PENDING:
             self._note_outcome(self.pending.pop(next(iter(self.pending))), now, is_answered=False)
         self.pending[transaction_id] = Sent(now, token)
-        self.sent_at = now
+        self.sent_at, self.spread = now, transaction_id[0] / 255
         self.tries += 1
         if self.unanswered_since is None:
             self.unanswered_since = now
