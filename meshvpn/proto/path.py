@@ -242,10 +242,11 @@ class PathAgent:
         """Do what is due."""
         if self._punch.is_due(now):
             self._step(now)
+        self._settle(now)  # first: what was lost, and which path is primary, makes others due
         for probe in list(self._probes.values()):
             if (at := self._ping_at(probe)) is not None and at <= now:
                 self._ping(probe, now)
-        self._settle(now)
+        self._arm(now)
 
     def take_transmits(self) -> list[Transmit]:
         """Datagrams to send; clears."""

@@ -20,7 +20,9 @@ PROBES = (OVERHEAD + PING_BYTES, OVERHEAD + PING_BYTES + RELAY_HEADER.size)
 """Bytes of a ping or pong, direct and relayed."""
 
 
-@pytest.mark.parametrize("kinds", [("port-restricted", "port-restricted"), ("public", "symmetric"), ("public", "public")])
+@pytest.mark.parametrize(
+    "kinds", [("port-restricted", "port-restricted"), ("public", "symmetric"), ("public", "public")]
+)
 def test_an_idle_direct_peer_costs_a_packet_in_twenty_seconds(kinds: tuple[str, str]) -> None:
     world = connected_sites(KINDS[kinds[0]], KINDS[kinds[1]])
     world.run(60.0)
