@@ -282,6 +282,8 @@ class Node:
         self._settle_gatherer(now)
         for reason in self._peering.settle(now=now, wall_ns=wall_ns):
             self._count(reason)
+        if self._peering.take_doubt():
+            self._gatherer.handle_doubt(now=now)
         self._events += self._peering.take_events()
         if self.session.is_attached:
             for signal in self._peering.offers.take_signals(now=now):

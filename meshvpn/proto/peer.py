@@ -11,7 +11,6 @@ from .candidate import Offer
 from .disco import DiscoBox
 from .member import Member
 from .path import PathAgent
-from .transport import Path
 
 
 class PeerState(StrEnum):
@@ -46,12 +45,6 @@ class MeshPeer:
     traffic: Traffic = field(default_factory=Traffic)
     session_at: float | None = None
     """When the last WireGuard session was agreed on, monotonic seconds."""
-    last_known: Path | None = None
-    """The direct path of the last handshake, or one that worked before the daemon was restarted."""
-    fallback: Path | None = None
-    """That path, as long as none is verified."""
-    ways: tuple[Path, ...] = ()
-    """Where the data plane was told to send: at most two, the second for copies."""
     offers_sent: int = 0
     last_offer: tuple[bytes, int] | None = None
     """Disco key and sequence of the newest offer that was accepted."""
@@ -65,7 +58,9 @@ class MeshPeer:
         primary = self.agent.primary
         if primary is not None and self.agent.is_reachable:
             return PeerState.DIRECT if primary.is_direct else PeerState.RELAY
-        return PeerState.CONNECTING if self.is_online or self.fallback is not None else PeerState.OFFLINE
+        return (
+            PeerState.CONNECTING if self.is_online or (primary is not None and primary.is_direct) else PeerState.OFFLINE
+        )
 
     @property
     def routes(self) -> tuple[tuple[bytes, int], ...]:

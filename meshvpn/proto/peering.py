@@ -25,8 +25,8 @@ from .events import NodeEvent, PeerChanged, PingFinished
 from .member import Member
 from .membership import MemberKeys
 from .offers import Offers
-from .path import OfferWanted, PathAgent, PingAnswered, PrimaryChanged
-from .peer import MeshPeer, PeerState, Traffic, make_peer
+from .path import MappingDoubted, OfferWanted, PathAgent, PingAnswered, PrimaryChanged
+from .peer import MeshPeer, Traffic, make_peer
 from .roster import Roster
 from .timers import Stamps
 from .transport import Address, Path, RelayHop, Transmit
@@ -34,8 +34,6 @@ from .wireguard import HandshakeGaveUp, SessionEstablished, WireGuard
 
 MAX_PEERS = MAX_MEMBERS
 """Peers of one node: everybody but us."""
-FALLBACK_KEEPALIVE = 25.0
-"""Seconds between empty packets on a path that pings don't keep open; below the 30 s of the strictest common NATs."""
 
 
 class Peering:
@@ -54,6 +52,7 @@ class Peering:
         self._by_disco: dict[bytes, MeshPeer] = {}
         self._touched: dict[int, MeshPeer] = {}
         self._deadlines = Deadlines()
+        self._is_mapping_doubted = False
         self._relay: tuple[Address, int, int] | None = None
         self._relay_ids: dict[bytes, int] = {}
         self._transmits: list[Transmit] = []
@@ -69,7 +68,7 @@ class Peering:
         for identity, path in last_known.items():
             peer = self.peers.get(identity)
             if peer is not None and path.is_direct:
-                peer.last_known = path
+                self._touch(peer).handle_last_known(path, now=now)
                 # At once: the peer finds out where we are, and that our old keys are gone, by nothing else.
                 self._wireguard.handle_handshake_wanted(peer.number, now=now, wall_ns=wall_ns)
 
@@ -262,6 +261,11 @@ class Peering:
         events, self._events = self._events, []
         return events
 
+    def take_doubt(self) -> bool:
+        """Does a path give reason to ask again what our address is? Clears."""
+        is_doubted, self._is_mapping_doubted = self._is_mapping_doubted, False
+        return is_doubted
+
     # Inside.
 
     def _touch(self, peer: MeshPeer) -> PathAgent:
@@ -291,31 +295,21 @@ class Peering:
     def _settle_peer(self, peer: MeshPeer, now: float, wall_ns: int) -> None:
         for event in peer.agent.take_events():
             match event:
-                case PrimaryChanged():
-                    self._wireguard.handle_path_available(peer.number, now=now, wall_ns=wall_ns)
+                case PrimaryChanged(primary=primary, secondary=secondary):
+                    self._commands.append(MovePeer(peer.number, primary, secondary))
+                    if primary is not None:
+                        self._wireguard.handle_path_available(peer.number, now=now, wall_ns=wall_ns)
+                case MappingDoubted():
+                    self._is_mapping_doubted = True
                 case OfferWanted():
                     self.offers.want(peer)
                 case PingAnswered(token=token, rtt=rtt, path=path):
                     self._events.append(PingFinished(token, rtt, path))
         self._transmits.extend(peer.agent.take_transmits())
-        self._point(peer)
         self._deadlines.set(peer.number, peer.agent.next_timeout())
         if peer.state is not peer.reported:
             peer.reported = peer.state
             self._events.append(PeerChanged(peer.member, peer.state, peer.agent.primary))
-
-    def _point(self, peer: MeshPeer) -> None:
-        """Tell the data plane where to send, if that changed."""
-        agent = peer.agent
-        peer.fallback = None if agent.is_reachable else peer.last_known
-        ways = tuple(way for way in dict.fromkeys((agent.primary, agent.secondary, peer.fallback)) if way is not None)
-        if ways[:2] == peer.ways:
-            return
-        peer.ways = ways[:2]
-        primary, secondary = (*peer.ways, None, None)[:2]
-        self._commands.append(MovePeer(peer.number, primary, secondary))
-        keepalive = None if peer.fallback is None else FALLBACK_KEEPALIVE
-        self._wireguard.set_persistent_keepalive(peer.number, keepalive)
 
     def _settle_wireguard(self, now: float) -> list[DropReason]:
         for event in self._wireguard.take_events():
@@ -324,7 +318,8 @@ class Peering:
                 case _ if peer is None:
                     continue  # removed since
                 case SessionEstablished():
-                    self._note_session(peer, event.path, now)
+                    peer.session_at = now
+                    self._touch(peer).handle_session(event.path, now=now)
                 case HandshakeGaveUp():
                     continue  # the path machine already knows that nothing comes back
                 case _:
@@ -337,18 +332,10 @@ class Peering:
                 dropped.append(DropReason.NO_ENDPOINT)
         return dropped
 
-    def _note_session(self, peer: MeshPeer, path: Path, now: float) -> None:
-        peer.session_at = now
-        if path.is_direct:
-            peer.last_known = path
-        self._touch(peer).handle_path_seen(path, now=now)
-
     def _ways_to(self, number: int | None) -> tuple[Path, ...]:
         peer = None if number is None else self._by_number.get(number)
-        if peer is None:
-            return ()
-        self._point(peer)
-        return peer.ways
+        ways = () if peer is None else (peer.agent.primary, peer.agent.secondary)
+        return tuple(way for way in ways if way is not None)
 
 
 def last_good_paths(peers: Mapping[bytes, MeshPeer]) -> dict[bytes, Path]:
@@ -356,5 +343,5 @@ def last_good_paths(peers: Mapping[bytes, MeshPeer]) -> dict[bytes, Path]:
     return {
         identity: path
         for identity, peer in peers.items()
-        if (path := peer.agent.primary if peer.state is PeerState.DIRECT else peer.fallback) is not None
+        if (path := peer.agent.primary) is not None and path.is_direct
     }

@@ -228,7 +228,7 @@ def test_a_member_that_floods_another_with_valid_probes_and_offers_disturbs_no_c
     assert path is not None
     for number in range(1000):
         elsewhere = Path(0, type(path.remote)("203.0.113.9", 1024 + number))
-        b.handle_datagram(box.seal(Ping(rng.randbytes(12)), rng.randbytes), elsewhere, now=mesh.network.now)
+        b.handle_datagram(box.seal(Ping(rng.randbytes(12), number), rng.randbytes), elsewhere, now=mesh.network.now)
         b.host.drain()
     mesh.run(5.0)
     mesh.stop_streams()

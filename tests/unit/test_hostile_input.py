@@ -311,7 +311,7 @@ def datagrams() -> Mapping[str, bytes]:
         "initiation": initiation,
         "response": right.take_transmits()[0].data,
         "cookie": b"\3\0\0\0" + entropy(60),
-        "ping": box.seal(disco.Ping(bytes(12)), entropy),
+        "ping": box.seal(disco.Ping(bytes(12), 1), entropy),
         "pong": box.seal(disco.Pong(bytes(12), PATH.remote, 1), entropy),
         "stun": b"\x01\x01\0\x0c\x21\x12\xa4\x42" + bytes(12) + b"\0\x20\0\x08\0\1" + bytes(6),
     }
