@@ -371,6 +371,11 @@ class WireGuard:
         attempt = entry.attempt if entry is not None else None
         if entry is None or attempt is None or attempt.index != message.receiver or attempt.handshake is None:
             return DropReason.UNKNOWN_INDEX
+        if entry.initiation_at >= attempt.sent_at and self.public_key < entry.public_key:
+            # Both began at once. Two sessions would come due together each REKEY_AFTER_TIME, and what is on its way
+            # under the old keys would be lost: the one that the greater key began stands.
+            self._end_attempt(entry)
+            return None
         keys = _open_response(attempt.handshake, message.noise, entry.preshared_keys)
         if keys is None:
             return DropReason.DECRYPT_FAILED

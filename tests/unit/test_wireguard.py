@@ -692,6 +692,22 @@ def test_rubbish_in_between_does_not_disturb_a_handshake(rubbish: list[tuple[int
     assert installed(initiator).send_key == installed(responder).receive_key
 
 
+def test_of_two_handshakes_begun_at_once_the_one_of_the_greater_key_stands(pair: Pair) -> None:
+    smaller, greater = sorted(pair, key=lambda machine: machine.public_key)
+    for machine in pair:
+        machine.handle_handshake_wanted(1, now=0.0, wall_ns=WALL)
+    for now in (0.1, 0.2):
+        crossing = [machine.take_transmits() for machine in (smaller, greater)]
+        for target, sent in zip((greater, smaller), crossing, strict=True):
+            assert [target.handle_datagram(item.data, PATH, now=now, wall_ns=WALL) for item in sent] == [None]
+    installed = {
+        name: [event.is_initiator for event in machine.take_events() if isinstance(event, InstallKeypair)]
+        for name, machine in (("smaller", smaller), ("greater", greater))
+    }
+    assert installed == {"smaller": [False], "greater": [False, True]}
+    assert smaller._peers[1].attempt is None is greater._peers[1].attempt
+
+
 @pytest.fixture
 def entropy() -> Callable[[int], bytes]:
     return counting_entropy()
