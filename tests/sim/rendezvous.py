@@ -1,44 +1,30 @@
-"""The rendezvous in virtual time: core and relay as they are, storage in memory, control connections as queues.
+"""The rendezvous in virtual time: service and relay as they are, storage in memory, control connections as queues.
 
-What rendezvous/server.py does around the core is done here in the same order, with the same limit on messages. A test
-may make it lie: `tamper` sees every message before it leaves and says what leaves instead.
+What is simulated is rendezvous/server.py and the connections, which are never slow. A test may make it lie: `tamper`
+sees every message before it leaves and says what leaves instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine
 from hashlib import blake2b
-from typing import Protocol
-
-import msgspec
+from typing import Any, Protocol, TypeVar
 
 from meshvpn.proto import control
-from meshvpn.proto.control import (
-    Attach,
-    Attached,
-    Create,
-    Goodbye,
-    Join,
-    MemberEntry,
-    Presence,
-    PresenceEntry,
-    PutCharter,
-    PutLeave,
-    PutRecord,
-    RefusalCode,
-    Refused,
-    RelayGrant,
-    Signal,
-    Signalled,
-    Welcome,
-)
-from rendezvous.core import NetworkDoc, Outcome, apply, entries, is_proof_valid, locator_of, uid_of
-from rendezvous.limits import Buckets, Limits
+from meshvpn.proto.control import Welcome
+from rendezvous.connection import Connection
+from rendezvous.core import NetworkDoc
+from rendezvous.limits import Limits
+from rendezvous.metrics import Metrics
 from rendezvous.relay import Relay
+from rendezvous.service import Service
+from rendezvous.store import Stored
+from tests.rendezvous.memory_store import MemoryStore
 
 from .network import Network
 from .nodes import RelayMachine
+
+T = TypeVar("T")
 
 LATENCY = (0.03, 0.05)
 """Seconds one way between a member and the server: from … to, drawn for each connection."""
@@ -47,9 +33,8 @@ HANDSHAKES = 2
 WALL = 1_700_000_000
 """Unix time at the start of the simulation."""
 
-Answered = Create | Join | Attach | PutRecord | PutCharter | PutLeave
-Tamper = Callable[[bytes, control.Response], list[control.Response]]
-"""From the receiver's identity and what is meant for it to what it gets."""
+Tamper = Callable[[control.Response], list[control.Response]]
+"""From what is meant for a member to what it gets."""
 
 
 class Client(Protocol):
@@ -62,53 +47,55 @@ class Client(Protocol):
     def handle_closed(self, wire: Wire) -> None: ...
 
 
-@dataclass(eq=False, slots=True)
-class Wire:
+class Wire(Connection):
     """One control connection: what is sent arrives in order, unless the connection breaks before."""
 
-    client: Client
-    nonce: bytes
-    latency: float
-    uid: bytes | None = None
-    identity: bytes = b""
-    grant: RelayGrant | None = None
-    is_open: bool = True
+    def __init__(self, server: Rendezvous, client: Client, nonce: bytes, latency: float, limits: Limits) -> None:
+        super().__init__("somewhere", nonce, limits, now=server.network.now)
+        self.client = client
+        self.latency = latency
+        self.is_open = True
+        self._server = server
+
+    def send(self, message: bytes) -> None:
+        if not self.is_closing:
+            self._server.carry(self, message)
+
+    def close(self) -> None:
+        if not self.is_closing:
+            self.is_closing = True
+            self._server.call_later(self.latency, lambda: self._server.cut(self))
 
 
 class Rendezvous:
-    """The server; `documents` are its disk."""
+    """The server; `store` is its disk."""
 
     def __init__(self, network: Network, machine: RelayMachine) -> None:
         self.network = network
-        self.documents: dict[bytes, bytes] = {}
-        self.tamper: Tamper = lambda _identity, message: [message]
+        self.store = MemoryStore()
+        self.tamper: Tamper | None = None
         self.is_up = True
-        self.refusals: list[Refused] = []
-        self.wires: dict[bytes, dict[bytes, Wire]] = {}
         self._machine = machine
         self._limits = Limits()
         self._entropy = network.entropy("rendezvous")
-        self._messages = Buckets(self._limits.message_rate, self._limits.message_burst)
         self._open: dict[Wire, None] = {}
         self._transcript = blake2b(digest_size=16)
+        self._service = self._make_service()
 
     @property
     def transcript(self) -> str:
         """A hash over all control messages that arrived."""
         return self._transcript.hexdigest()
 
-    @property
-    def relay(self) -> Relay:
-        return self._machine.relay
-
     # What happens to the server.
 
     def stop(self) -> None:
-        """The machine is gone from one moment to the next; documents stay."""
+        """The machine is gone from one moment to the next; the disk stays."""
         self.is_up = False
         for wire in list(self._open):
             self.cut(wire)
         self._machine.relay = Relay(self._limits, entropy=self._entropy)
+        self._service = self._make_service()
 
     def start(self) -> None:
         self.is_up = True
@@ -119,30 +106,48 @@ class Rendezvous:
             self.hang_up(wire)
             wire.client.handle_closed(wire)
 
-    def document(self, uid: bytes) -> NetworkDoc:
-        return msgspec.msgpack.decode(self.documents[uid], type=NetworkDoc)
+    def stored(self, uid: bytes) -> Stored:
+        stored = complete(self.store.get(uid))
+        assert stored is not None
+        return stored
+
+    def roll_back(self, uid: bytes, document: NetworkDoc) -> None:
+        """The disk shows an older state again."""
+        complete(self.store.put(document, self.stored(uid).revision))
 
     # The member's side calls these.
 
     def connect(self, client: Client) -> Wire:
-        least, most = LATENCY
-        wire = Wire(client, self._entropy(32), least + (most - least) * self._entropy(1)[0] / 255)
+        nonce, (least, most) = self._entropy(32), LATENCY
+        wire = Wire(self, client, nonce, least + (most - least) * self._entropy(1)[0] / 255, self._limits)
         if self.is_up:
-            self._later(2 * HANDSHAKES * wire.latency, lambda: self._accept(wire))
+            self.call_later(2 * HANDSHAKES * wire.latency, lambda: self._accept(wire))
         else:
-            self._later(2 * wire.latency, lambda: self.cut(wire))
+            self.call_later(2 * wire.latency, lambda: self.cut(wire))
         return wire
 
     def submit(self, wire: Wire, data: bytes) -> None:
         """A message of the member on its way."""
-        self._later(wire.latency, lambda: self._handle(wire, data) if wire.is_open else None)
+        self.call_later(wire.latency, lambda: self._handle(wire, data))
 
     def hang_up(self, wire: Wire) -> None:
         """The member closed the connection, or it broke."""
         wire.is_open = False
-        self._forget(wire)
+        if wire in self._open:
+            del self._open[wire]
+            self._service.handle_closed(wire)
 
     # Like rendezvous/server.py.
+
+    def _make_service(self) -> Service:
+        return Service(
+            self.store,
+            self._machine.relay,
+            self._limits,
+            Metrics(),
+            clock=lambda: self.network.now,
+            wall=lambda: WALL + self.network.now,
+        )
 
     def _accept(self, wire: Wire) -> None:
         if not wire.is_open:
@@ -151,170 +156,46 @@ class Rendezvous:
             return self.cut(wire)
         self._open[wire] = None
         wire.client.handle_open(wire)
-        self._send(
-            wire,
-            Welcome(
-                version=control.PROTOCOL_VERSION,
-                nonce=wire.nonce,
-                observed_host="",
-                udp_port=7770,
-                udp_port2=7771,
-                software="simulation",
-            ),
+        welcome = Welcome(
+            version=control.PROTOCOL_VERSION,
+            nonce=wire.nonce,
+            observed_host="",
+            udp_port=7770,
+            udp_port2=7771,
+            software="simulation",
         )
+        wire.send(control.encode(welcome))
 
     def _handle(self, wire: Wire, data: bytes) -> None:
-        self._note(wire, b">" + data)
-        if not self._messages.take(wire, now=self.network.now):
-            return self._refuse(wire, 0, RefusalCode.RATE_LIMITED)
-        request = control.decode_request(data)
-        if isinstance(request, Signal):
-            return self._forward(wire, request)
-        is_opening = isinstance(request, Create | Join | Attach)
-        if is_opening != (wire.uid is None):
-            return self._refuse(wire, request.rid, RefusalCode.BAD_REQUEST)
-        if isinstance(request, Create | Join | Attach):
-            if not is_proof_valid(request, wire.nonce):
-                return self._refuse(wire, request.rid, RefusalCode.BAD_SIGNATURE)
-            identity = request.identity
-        else:
-            identity = wire.identity
-        document = self._load(wire, request)
-        outcome = apply(document, request, identity, wall=WALL + int(self.network.now))
-        if outcome.document is not None:
-            document = outcome.document
-            if not self._is_locator_free(document):
-                return self._refuse(wire, request.rid, RefusalCode.NETWORK_EXISTS)
-            self.documents[uid_of(document)] = msgspec.msgpack.encode(document)
-        return self._finish(wire, request, identity, outcome, document)
-
-    def _load(self, wire: Wire, request: Answered) -> NetworkDoc | None:
-        match request:
-            case Create(charter=charter):
-                uid = uid_of(NetworkDoc(charter, b"", [], []))
-            case Join(locator=locator):
-                found = [uid for uid in self.documents if locator_of(self.document(uid)) == locator]
-                return self.document(found[0]) if found else None
-            case Attach(uid=uid):
-                pass
-            case _:
-                assert wire.uid is not None
-                uid = wire.uid
-        return self.document(uid) if uid in self.documents else None
-
-    def _is_locator_free(self, document: NetworkDoc) -> bool:
-        locator = locator_of(document)
-        others = [self.document(uid) for uid in self.documents if uid != uid_of(document)]
-        return locator is None or all(locator_of(other) != locator for other in others)
-
-    def _finish(
-        self, wire: Wire, request: Answered, identity: bytes, outcome: Outcome, document: NetworkDoc | None
-    ) -> None:
-        if isinstance(outcome.reply, Refused):
-            self.refusals.append(outcome.reply)
-            for message in (*outcome.publish, outcome.reply):
-                self._send(wire, message)
-            return
-        if isinstance(request, Create | Join | Attach):
-            assert document is not None
-            assert outcome.address is not None
-            self._attach(wire, request.rid, identity, outcome.address, document)
-            return
-        assert wire.uid is not None
-        if outcome.reply is not None:
-            self._send(wire, outcome.reply)
-        others = self.wires.get(wire.uid, {})
-        for message in outcome.publish:
-            for other in others.values():
-                if other is not wire:
-                    self._send(other, message)
-        for identity_out, goodbye in outcome.goodbye.items():
-            self.relay.evict(wire.uid, identity_out)
-            if (leaver := others.get(identity_out)) is not None:
-                self._send(leaver, goodbye)
-                self._close(leaver)
-
-    def _attach(self, wire: Wire, rid: int, identity: bytes, address: str, document: NetworkDoc) -> None:
-        uid = uid_of(document)
-        members = self.wires.setdefault(uid, {})
-        if (older := members.pop(identity, None)) is not None:
-            self._send(older, Goodbye(code="replaced", message="the member connected again from elsewhere"))
-            self._close(older)
-        wire.uid, wire.identity, wire.grant = uid, identity, self.relay.grant(uid, identity)
-        self._send(
-            wire,
-            Attached(
-                rid=rid,
-                address=address,
-                charter=document.charter,
-                members=entries(document),
-                online=[PresenceEntry(other, _relay_id(entry)) for other, entry in members.items()],
-                relay=wire.grant,
-            ),
-        )
-        self._publish(uid, Presence(entry=PresenceEntry(identity, wire.grant.id)))
-        members[identity] = wire
-
-    def _forget(self, wire: Wire) -> None:
-        self._open.pop(wire, None)
-        self._messages.forget(wire)
-        if wire.uid is None:
-            return
-        if wire.grant is not None:
-            self.relay.release(wire.grant.id, now=self.network.now)
-        members = self.wires.get(wire.uid, {})
-        if members.get(wire.identity) is wire:
-            del members[wire.identity]
-            self._publish(wire.uid, Presence(entry=PresenceEntry(wire.identity, 0)))
-
-    def _forward(self, wire: Wire, request: Signal) -> None:
-        if wire.uid is None or len(request.payload) > control.MAX_SIGNAL:
-            return self._refuse(wire, 0, RefusalCode.BAD_REQUEST)
-        other = self.wires.get(wire.uid, {}).get(request.to)
-        if other is not None:
-            self._send(other, Signalled(source=wire.identity, payload=request.payload))
-        return None
-
-    def _publish(self, uid: bytes, message: control.Response) -> None:
-        for wire in self.wires.get(uid, {}).values():
-            self._send(wire, message)
-
-    def _refuse(self, wire: Wire, rid: int, code: RefusalCode) -> None:
-        self.refusals.append(Refused(rid=rid, code=code, message=code.value))
-        self._send(wire, self.refusals[-1])
+        if wire.is_open:
+            self._note(wire, b">" + data)
+            complete(self._service.handle_message(wire, data))
 
     # Delivery.
 
-    def push(self, uid: bytes, identity: bytes, message: control.Response) -> None:
-        """Say something to a member of one's own accord."""
-        self._send(self.wires[uid][identity], message)
+    def carry(self, wire: Wire, data: bytes) -> None:
+        """A message for the member on its way."""
+        told = [data] if self.tamper is None else map(control.encode, self.tamper(control.decode_response(data)))
+        for message in told:
+            self.call_later(wire.latency, lambda message=message: self._deliver(wire, message))  # type: ignore[misc]
 
-    def _send(self, wire: Wire, message: control.Response) -> None:
-        for told in self.tamper(wire.identity, message):
-            data = control.encode(told)
-            self._later(wire.latency, lambda data=data: self._deliver(wire, data))  # type: ignore[misc]
+    def call_later(self, delay: float, action: Callable[[], None]) -> None:
+        self.network.call_at(self.network.now + delay, action)
 
     def _deliver(self, wire: Wire, data: bytes) -> None:
         if wire.is_open:
             self._note(wire, b"<" + data)
             wire.client.handle_message(wire, data)
 
-    def _close(self, wire: Wire) -> None:
-        """End it after what is on its way; nobody counts the member as online from now on."""
-        self._forget(wire)
-        self._later(wire.latency, lambda: self.cut(wire))
-
-    def _later(self, delay: float, action: Callable[[], None]) -> None:
-        self.network.call_at(self.network.now + delay, action)
-
     def _note(self, wire: Wire, data: bytes) -> None:
         self._transcript.update(f"{self.network.now:.9f} ".encode() + wire.nonce + data)
 
 
-def _relay_id(wire: Wire) -> int:
-    return 0 if wire.grant is None else wire.grant.id
-
-
-def entry_of(document: NetworkDoc, identity: bytes) -> MemberEntry:
-    """A member as the server hands it out."""
-    return next(entry for entry in entries(document) if entry.identity == identity)
+def complete(work: Coroutine[Any, None, T]) -> T:
+    """Run it to its end at once: nobody else is served meanwhile, so there is nothing to wait for."""
+    while True:
+        try:
+            work.send(None)
+        except StopIteration as end:
+            result: T = end.value
+            return result

@@ -29,11 +29,10 @@ from meshvpn.proto.owner import PasswordRule
 from meshvpn.proto.roster import Roster
 from meshvpn.proto.signed import Signed
 from meshvpn.proto.transport import Path
-from rendezvous.core import entries
+from rendezvous.core import NetworkDoc
 
 from .member import Member
 from .mesh import NEW_KEYS, Mesh, Stream
-from .rendezvous import entry_of
 from .world import PORT_RESTRICTED
 
 THREE = (PORT_RESTRICTED, PORT_RESTRICTED, PORT_RESTRICTED)
@@ -48,11 +47,11 @@ def mesh() -> Mesh:
 
 def test_a_server_that_plays_back_an_older_charter_brings_nobody_back(mesh: Mesh) -> None:
     a, b, c = mesh.members.values()
-    old = mesh.rendezvous.document(uid(a))
+    old = mesh.rendezvous.stored(uid(a)).document
     a.act(lambda node, now, wall_ns: node.evict("c", PasswordRule.KEEP, now=now, wall_ns=wall_ns))
     mesh.run(1.0)
     before = b.roster.export()
-    mesh.rendezvous.documents[uid(a)] = msgspec.msgpack.encode(old)
+    mesh.rendezvous.roll_back(uid(a), old)
     say(mesh, b, CharterChanged(charter=old.charter, members=entries(old)))
     assert drops(b)[DropReason.STALE] == 1
     mesh.rendezvous.cut(b.wire)  # type: ignore[arg-type]
@@ -65,7 +64,9 @@ def test_a_server_that_plays_back_an_older_charter_brings_nobody_back(mesh: Mesh
 def test_a_server_cannot_insert_a_member(mesh: Mesh) -> None:
     a, b, c = mesh.members.values()
     stranger = Identity(bytes(31) + b"s")
-    envelope = Signed(entry_of(mesh.rendezvous.document(uid(a)), c.identity.public).envelope.body, stranger.public, b"")  # type: ignore[union-attr]
+    theirs = entry_of(mesh.rendezvous.stored(uid(a)).document, c).envelope
+    assert theirs is not None
+    envelope = Signed(theirs.body, stranger.public, b"")
     forged = owner.make_record(
         make_foreign_roster(stranger),
         stranger,
@@ -90,8 +91,8 @@ def test_a_server_cannot_insert_a_member(mesh: Mesh) -> None:
 
 def test_a_server_cannot_swap_addresses_or_records(mesh: Mesh) -> None:
     a, b, c = mesh.members.values()
-    document = mesh.rendezvous.document(uid(a))
-    theirs, ours = entry_of(document, c.identity.public), entry_of(document, a.identity.public)
+    document = mesh.rendezvous.stored(uid(a)).document
+    theirs, ours = entry_of(document, c), entry_of(document, a)
     before = b.roster.export()
     for entry in (
         MemberEntry(c.identity.public, a.address, theirs.envelope),
@@ -107,7 +108,7 @@ def test_a_server_that_gives_us_another_address_is_not_believed(mesh: Mesh) -> N
     a, b, _ = mesh.members.values()
     address = b.address
 
-    def tamper(_: bytes, message: control.Response) -> list[control.Response]:
+    def tamper(message: control.Response) -> list[control.Response]:
         is_ours = isinstance(message, Attached)
         return [msgspec.structs.replace(message, address="10.77.0.200") if is_ours else message]
 
@@ -123,7 +124,7 @@ def test_a_server_that_gives_us_another_address_is_not_believed(mesh: Mesh) -> N
 def test_a_server_that_is_silent_about_a_member_removes_nobody(mesh: Mesh) -> None:
     a, b, c = mesh.members.values()
     stream = mesh.stream(b, c)
-    document = mesh.rendezvous.document(uid(a))
+    document = mesh.rendezvous.stored(uid(a)).document
     say(mesh, b, CharterChanged(charter=document.charter, members=[]))
     say(mesh, b, Presence(entry=PresenceEntry(c.identity.public, 0)))
     mesh.run(10.0)
@@ -242,8 +243,19 @@ def uid(member: Member) -> bytes:
 
 
 def say(mesh: Mesh, member: Member, message: control.Response) -> None:
-    mesh.rendezvous.push(uid(member), member.identity.public, message)
+    """The server says it of its own accord."""
+    assert member.wire is not None
+    member.wire.send(control.encode(message))
     mesh.run(0.1)
+
+
+def entries(document: NetworkDoc) -> list[MemberEntry]:
+    """The members as the server hands them out."""
+    return [MemberEntry(it.identity, it.address, it.envelope, it.approval) for it in document.members]
+
+
+def entry_of(document: NetworkDoc, member: Member) -> MemberEntry:
+    return next(entry for entry in entries(document) if entry.identity == member.identity.public)
 
 
 def drops(member: Member) -> Counter[DropReason]:
