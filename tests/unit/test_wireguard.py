@@ -384,44 +384,38 @@ def test_a_response_to_an_index_that_is_a_sessions_is_refused(pair: Pair) -> Non
 # Both ends.
 
 
-def test_when_both_ends_start_at_once_each_gets_both_sessions(pair: Pair) -> None:
-    a, b = pair
-    cross_hands(a, b)
+def test_of_two_handshakes_begun_at_once_the_one_of_the_greater_key_stands(pair: Pair) -> None:
+    lesser, greater = sorted(pair, key=lambda machine: machine.public_key)
+    cross_hands(lesser, greater)
     keypairs = [
-        {keypair.is_initiator: keypair for keypair in m.take_events() if isinstance(keypair, InstallKeypair)}
-        for m in (a, b)
+        {keypair.is_initiator: keypair for keypair in machine.take_events() if isinstance(keypair, InstallKeypair)}
+        for machine in (lesser, greater)
     ]
-    assert keypairs[0][True].send_key == keypairs[1][False].receive_key
+    assert [sorted(keypairs[0]), sorted(keypairs[1])] == [[False], [False, True]]
     assert keypairs[0][False].send_key == keypairs[1][True].receive_key
-    assert a.next_timeout() == b.next_timeout() == pytest.approx(540.2)
+    assert keypairs[0][False].receive_key == keypairs[1][True].send_key
+    lesser.handle_keypair_confirmed(1, keypairs[0][False].local_index, now=0.3)
+    for machine, agreed_at in ((lesser, 0.1), (greater, 0.2)):
+        timeout(machine, 100.0)
+        assert machine.take_transmits() == []
+        assert machine.next_timeout() == pytest.approx(agreed_at + 540)
 
 
-def test_ends_that_started_at_once_do_not_ask_again_at_once(pair: Pair) -> None:
+def test_if_the_peer_does_not_use_the_session_that_stands_our_own_is_tried_again(pair: Pair) -> None:
     lesser, greater = sorted(pair, key=lambda machine: machine.public_key)
-    cross_hands(lesser, greater)
     for machine in pair:
-        machine.handle_rekey_wanted(1, now=120.0, wall_ns=at(120.0))
-    assert greater.take_transmits() == []
-    assert transfer(lesser, greater, 120.1) == [None]
+        want(machine, 0.0)
+    from_lesser, from_greater = lesser.take_transmits(), greater.take_transmits()
+    assert [deliver(lesser, item.data, 0.1) for item in from_greater] == [None]
+    assert [deliver(greater, item.data, 0.1) for item in from_lesser] == [None]
+    lesser.take_transmits()  # the response, lost
+    assert transfer(greater, lesser, 0.2) == [None]
+    timeout(lesser, 1.0)
     greater.take_events()
-    greater.handle_keypair_confirmed(1, 0, now=120.2)
-    timeout(greater, 130.0)
-    assert transfer(greater, lesser, 130.0) == [None]  # the response, and no initiation
-    assert greater.next_timeout() == pytest.approx(660.1)
-
-
-def test_if_the_other_end_does_not_ask_first_the_one_that_waited_asks(pair: Pair) -> None:
-    lesser, greater = sorted(pair, key=lambda machine: machine.public_key)
-    cross_hands(lesser, greater)
-    greater.take_events()
-    greater.handle_rekey_wanted(1, now=120.0, wall_ns=at(120.0))
-    assert greater.next_timeout() == 125.0
-    timeout(greater, 125.0)
-    assert transfer(greater, lesser, 125.1) == [None]
-    assert transfer(lesser, greater, 125.2) == [None]
-    # From here on it is the only one that asks, so it need not wait any more.
-    greater.handle_rekey_wanted(1, now=245.0, wall_ns=at(245.0))
-    assert len(greater.take_transmits()) == 1
+    lesser.take_events()
+    assert transfer(lesser, greater, 1.1) == [None]
+    assert transfer(greater, lesser, 1.2) == [None]
+    assert [event.is_initiator for event in lesser.take_events() if isinstance(event, InstallKeypair)] == [True]
 
 
 def test_a_session_that_the_peer_began_and_uses_ends_our_own_attempt(pair: Pair) -> None:
@@ -690,22 +684,6 @@ def test_rubbish_in_between_does_not_disturb_a_handshake(rubbish: list[tuple[int
             assert deliver(machine, data, 0.0) is not None
         assert transfer(initiator if machine is responder else responder, machine, 0.1) == [None]
     assert installed(initiator).send_key == installed(responder).receive_key
-
-
-def test_of_two_handshakes_begun_at_once_the_one_of_the_greater_key_stands(pair: Pair) -> None:
-    smaller, greater = sorted(pair, key=lambda machine: machine.public_key)
-    for machine in pair:
-        machine.handle_handshake_wanted(1, now=0.0, wall_ns=WALL)
-    for now in (0.1, 0.2):
-        crossing = [machine.take_transmits() for machine in (smaller, greater)]
-        for target, sent in zip((greater, smaller), crossing, strict=True):
-            assert [target.handle_datagram(item.data, PATH, now=now, wall_ns=WALL) for item in sent] == [None]
-    installed = {
-        name: [event.is_initiator for event in machine.take_events() if isinstance(event, InstallKeypair)]
-        for name, machine in (("smaller", smaller), ("greater", greater))
-    }
-    assert installed == {"smaller": [False], "greater": [False, True]}
-    assert smaller._peers[1].attempt is None is greater._peers[1].attempt
 
 
 @pytest.fixture
