@@ -212,8 +212,13 @@ class WireGuard:
     def handle_path_available(self, peer: int, *, now: float, wall_ns: int) -> None:
         """There is a (new) way to the peer: what may have been lost on the old one is sent again."""
         entry = self._peers[peer]
-        if entry.attempt is not None and now - entry.attempt.sent_at >= MIN_RESEND:
+        if entry.attempt is None:
+            return
+        if (earliest := entry.attempt.sent_at + MIN_RESEND) <= now:
             self._send_initiation(entry, entry.attempt, now, wall_ns)
+        else:
+            entry.attempt.retry_at = min(entry.attempt.retry_at, earliest)
+            self._schedule(entry)
 
     def next_timeout(self) -> float | None:
         """The next repetition or end of keys."""

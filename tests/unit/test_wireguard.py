@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from meshvpn.proto import messages, primitives
 from meshvpn.proto.constants import (
     HANDSHAKES_BURSTABLE,
+    MIN_RESEND,
     REKEY_ATTEMPT_TIME,
     REKEY_TIMEOUT,
     REKEY_TIMEOUT_JITTER,
@@ -234,6 +235,17 @@ def test_a_new_path_repeats_the_initiation_at_once_but_not_for_every_candidate(p
     for hundredths in range(40):
         initiator.handle_path_available(1, now=hundredths / 100, wall_ns=at(hundredths / 100))
     assert len(initiator.take_transmits()) == 2
+
+
+def test_a_path_that_appears_soon_after_an_initiation_brings_its_repetition_forward(pair: Pair) -> None:
+    initiator, _ = pair
+    initiator.handle_handshake_wanted(1, now=0.0, wall_ns=WALL)
+    initiator.take_transmits()
+    initiator.handle_path_available(1, now=0.05, wall_ns=WALL)
+    assert initiator.take_transmits() == [], "paths come in bursts"
+    assert initiator.next_timeout() == MIN_RESEND
+    initiator.handle_timeout(now=MIN_RESEND, wall_ns=WALL + 1)
+    assert len(initiator.take_transmits()) == 1
 
 
 def test_a_peer_whose_key_is_of_low_order_is_never_spoken_to(entropy: Callable[[int], bytes]) -> None:
