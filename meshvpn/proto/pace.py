@@ -21,7 +21,7 @@ ACTIVE_FOR = 5.0
 """Seconds for which payload counts after the last of it."""
 SUSPECT_INTERVAL = 0.25
 """Seconds between pings on a primary or relay whose last one is overdue."""
-SCRUTINY_INTERVAL = 0.1
+SCRUTINY_INTERVAL = 0.08
 SCRUTINY = 2.0
 """Seconds for which primary and relay are compared, ping by ping, after one of the primary's was lost."""
 SCRUTINY_PAUSE = 10.0
