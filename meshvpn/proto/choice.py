@@ -2,8 +2,8 @@
 
 Direct beats relay as long as a call sounds about as good on it. It is left for the relay when it is surely worse, by
 what so few pings can prove: one that loses a packet in a hundred must not make calls flap, one that loses every third
-must be left within seconds. A primary in doubt is kept, and doubled by the relay, until it is dead or another direct
-path is there.
+must be left within seconds. A primary in doubt is kept until it is dead or, if it is direct, another direct path is
+there; meanwhile it is doubled, a direct one by the relay and the relay by a direct one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from .probe import HISTORY, WINDOWS, Probe
 from .score import DIRECT_BONUS, SWITCH_MARGIN
+from .transport import Path
 
 MIN_SAMPLES = 3
 """Round trips after which the round trip time counts as known."""
@@ -31,9 +32,16 @@ def choose(probes: Iterable[Probe], current: Probe | None, now: float) -> Probe 
             return current  # silent for a moment: whether it is bad or dead is known when it answers, or does not
         return next((rival for rival in ranked if rival is not current and _is_preferable(rival, current)), current)
     best = ranked[0] if ranked else None
-    if current is not None and current.is_proven and current.path.is_direct and current not in alive:
-        return best if best is not None and best.path.is_direct else current
+    if current is not None and current.is_proven and current not in alive:
+        is_replaced = best is not None and best.path.is_direct and current.path.is_direct
+        return best if is_replaced else current
     return best
+
+
+def best_direct(probes: Iterable[Probe], now: float) -> Path | None:
+    """What doubles a relay in doubt, however good it is."""
+    alive = [probe for probe in probes if probe.path.is_direct and probe.is_alive(now)]
+    return max(alive, key=_rank).path if alive else None
 
 
 def is_surely_better(this: Probe, other: Probe) -> bool:

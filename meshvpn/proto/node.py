@@ -308,6 +308,7 @@ class Node:
             case SessionAttached(answer=answer, welcome=welcome):
                 self._handle_attached(answer, welcome, now, wall_ns)
             case SessionLost():
+                self._peering.handle_server_lost(now=now)
                 self._events.append(ServerChanged("connecting"))
             case SessionRefused(code=code, message=message):
                 self._events.append(ServerChanged("refused", f"{message} ({code})"))

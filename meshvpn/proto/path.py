@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .candidate import MAX_CANDIDATES, Candidate, Offer
-from .choice import choose, is_surely_better
+from .choice import best_direct, choose, is_surely_better
 from .disco import TRANSACTION_ID_BYTES, DiscoBox, Ping, Pong
 from .drops import DropReason
 from .hearing import Hearing
@@ -39,7 +39,7 @@ REMEMBERED_FOR = 600.0
 LAZY_AFTER = 60.0
 """Seconds since the last round after which payload starts another one, if nothing direct is there."""
 RELAY_TRIES = 3
-"""Unanswered pings after which a relay is hoped for less than the path on which a session was agreed on."""
+"""Unanswered pings after which a relay that is not known to work is no help beside another path."""
 QUALITY_HOLD = (30.0, 600.0)
 """Seconds for which a path is not chosen that was left for its quality, at first and at most."""
 DEAF_HOLD = (600.0, 3600.0)
@@ -48,7 +48,7 @@ DEAF_HOLD = (600.0, 3600.0)
 
 @dataclass(frozen=True, slots=True)
 class PrimaryChanged:
-    """Send there from now on, and to `secondary` too while the primary is in doubt."""
+    """Send there from now on, and to `secondary` too while it is not known whether the primary works."""
 
     primary: Path | None
     secondary: Path | None
@@ -187,6 +187,22 @@ class PathAgent:
             if path is not None and (probe := self._probes.get(path)) is not None:
                 self._ping(probe, now)
         self.handle_local_change(now=now)
+
+    def handle_server_lost(self, *, now: float) -> None:
+        """Our control connection broke. Until the relay says that it is there yet, a call goes both ways."""
+        relay = self._relay_probe()
+        if relay is not None and relay.path == self.primary and relay.is_proven:
+            relay.doubt(now)
+            self._ping(relay, now)
+            self._settle(now)
+
+    def handle_absence(self, *, now: float) -> None:
+        """The peer's control connection ended. Is the peer there? A session of before is no sign of it any more."""
+        self._session = None
+        for probe in (self._primary_probe(), self._relay_probe()):
+            if probe is not None and now - probe.sent_at >= TRIGGER_INTERVAL:
+                self._ping(probe, now)
+        self._settle(now)
 
     def handle_disco(self, message: Ping | Pong, path: Path, *, now: float) -> DropReason | None:
         """An opened message of the peer."""
@@ -365,41 +381,53 @@ class PathAgent:
             if is_left and is_surely_better(best, current):
                 current.hold_back(now, first=QUALITY_HOLD[0], limit=QUALITY_HOLD[1])
         primary = best.path if best is not None else self._hope()
-        is_doubtful = best is not None and not best.is_alive(now, is_primary=True)
-        secondary = self._relay if is_doubtful and best is not None and best.path.is_direct else None
         if primary is not None:
             self._probes.setdefault(primary, Probe(primary))
-        if primary != self.primary:
+        is_promoted = primary != self.primary
+        if is_promoted:
             self._hearing.start_anew()
+        secondary = self._secondary(primary, now)
         if (primary, secondary) != (self.primary, self.secondary):
             self.primary, self.secondary = primary, secondary
             self._events.append(PrimaryChanged(primary, secondary))
+        if is_promoted and best is not None and now - best.sent_at >= TRIGGER_INTERVAL:
+            self._ping(best, now)  # it may be long since it answered
 
     def _hope(self) -> Path | None:
         """Where to send while no path is known to work."""
-        current = self._primary_probe()
+        current, relay = self._primary_probe(), self._relay_probe()
         if current is not None and current.is_proven:
             return current.path  # in doubt, not dead yet
-        relay = self._probes.get(self._relay) if self._relay is not None else None
         if self._session is not None:
             agreed_at, path = self._session
-            is_newer = agreed_at > (float("-inf") if relay is None or relay.worked_at is None else relay.worked_at)
-            if relay is None or (is_newer and relay.tries >= RELAY_TRIES):
+            if relay is None or agreed_at > (float("-inf") if relay.worked_at is None else relay.worked_at):
                 return path
         return self._relay
 
+    def _secondary(self, primary: Path | None, now: float) -> Path | None:
+        """Where to send as well: nowhere while the primary works."""
+        if primary is None or self._probes[primary].is_alive(now, is_primary=True):
+            return None
+        if not primary.is_direct:
+            return best_direct(self._probes.values(), now)
+        relay = self._relay_probe()
+        is_help = relay is not None and (relay.is_proven or relay.tries < RELAY_TRIES)
+        return self._relay if is_help else None
+
     def _note_doubt(self, now: float) -> None:
-        probe = self._primary_probe()
+        probe, relay = self._primary_probe(), self._relay_probe()
         is_in_doubt = probe is not None and probe.is_proven and not probe.is_alive(now, is_primary=True)
         if is_in_doubt and not self._is_in_doubt:
             self._events.append(MappingDoubted())
-            relay = self._probes.get(self._relay) if self._relay is not None else None
-            if relay is not None and not relay.is_alive(now):
+            if relay is not None and now - relay.sent_at >= TRIGGER_INTERVAL:
                 self._ping(relay, now)  # an idle path had no use for it: does it work?
         self._is_in_doubt = is_in_doubt
 
     def _primary_probe(self) -> Probe | None:
         return self._probes.get(self.primary) if self.primary is not None else None
+
+    def _relay_probe(self) -> Probe | None:
+        return self._probes.get(self._relay) if self._relay is not None else None
 
     def _direct_is_alive(self, now: float) -> bool:
         return any(

@@ -159,6 +159,11 @@ class Peering:
         for peer in self.peers.values():
             self._update_relay(peer, now)
 
+    def handle_server_lost(self, *, now: float) -> None:
+        """Our control connection ended."""
+        for peer in self.peers.values():
+            self._touch(peer).handle_server_lost(now=now)
+
     def handle_candidates(self, candidates: tuple[Candidate, ...], *, now: float) -> None:
         """Our own addresses changed."""
         self.offers.candidates = candidates
@@ -277,13 +282,15 @@ class Peering:
         return self._roster.preshared_keys(member, self._wireguard.public_key, wall=wall_ns // 1_000_000_000)
 
     def _follow_presence(self, peer: MeshPeer, relay_id: int, now: float) -> None:
-        peer.is_online = relay_id != 0
-        self._touch(peer)
+        was_online, peer.is_online = peer.is_online, relay_id != 0
+        agent = self._touch(peer)
         if relay_id:
             # An absent member keeps its old relay id: its binding at the relay outlives the control connection.
             peer.relay_id = relay_id
             self._update_relay(peer, now)
             self.offers.want(peer)
+        elif was_online:
+            agent.handle_absence(now=now)
 
     def _update_relay(self, peer: MeshPeer, now: float) -> None:
         path = None

@@ -296,12 +296,43 @@ def test_the_path_of_a_session_is_used_when_no_ping_is_answered() -> None:
     bench.rtts.clear()
     bench.call(3.0)
     bench.agent.handle_session(OUTSIDE, now=bench.now)
+    bench.forget()
     bench.call(60.0)
-    assert bench.primary() == OUTSIDE
+    # Never by the relay alone; nor by it too, once it is known to be no help.
+    assert {event.primary for event in bench.events if isinstance(event, PrimaryChanged)} <= {OUTSIDE}
+    assert (bench.primary(), bench.agent.secondary) == (OUTSIDE, None)
     assert not bench.is_reachable
     bench.rtts[RELAY] = 0.16
     bench.run(30.0)
     assert bench.primary() == RELAY
+
+
+def test_a_relay_that_answered_a_moment_ago_is_asked_before_a_call_is_left_to_it_alone() -> None:
+    bench = connected()
+    bench.call(30.0)
+    bench.rtts.pop(OUTSIDE)
+    bench.run(0.5)
+    bench.rtts[OUTSIDE] = 0.08
+    bench.call(4.0)  # a ping was lost, and the two were compared: not again so soon
+    assert bench.primary() == OUTSIDE
+    asked = len(bench.pings(RELAY))
+    while len(bench.pings(RELAY)) == asked:
+        bench.carry(5, is_heard=True)
+        bench.run(0.1)
+    bench.run(0.2)
+    bench.agent.handle_session(OUTSIDE, now=bench.now)
+    bench.rtts.clear()
+    bench.forget()
+    bench.call(10.0)
+    assert not bench.is_reachable
+    assert {event.primary for event in bench.events if isinstance(event, PrimaryChanged)} == {OUTSIDE}
+
+
+def test_a_session_on_a_path_that_no_ping_came_back_on_is_doubled_by_the_relay() -> None:
+    bench = Bench()
+    bench.agent.handle_relay(RELAY, now=bench.now)
+    bench.agent.handle_session(OUTSIDE, now=bench.now)
+    assert (bench.primary(), bench.agent.secondary) == (OUTSIDE, RELAY)
 
 
 def test_an_idle_path_that_dies_gives_way_to_the_relay_and_not_to_its_own_last_session() -> None:
@@ -312,6 +343,67 @@ def test_an_idle_path_that_dies_gives_way_to_the_relay_and_not_to_its_own_last_s
     bench.run(35.0)
     assert bench.primary() == RELAY
     assert bench.is_reachable
+
+
+def test_a_relay_is_doubled_by_a_direct_path_while_its_server_may_be_gone() -> None:
+    bench = on_the_relay()
+    bench.agent.handle_server_lost(now=bench.now)
+    bench.drain()
+    assert bench.events == [PrimaryChanged(RELAY, OUTSIDE), MappingDoubted()]
+    bench.run(0.2)
+    assert (bench.primary(), bench.agent.secondary) == (RELAY, None)
+    bench.rtts.pop(RELAY)
+    bench.forget()
+    bench.agent.handle_server_lost(now=bench.now)
+    bench.run(4.0)
+    changes = [event for event in bench.events if isinstance(event, PrimaryChanged)]
+    assert changes == [PrimaryChanged(RELAY, OUTSIDE), PrimaryChanged(OUTSIDE, None)]
+
+
+def test_the_loss_of_the_server_is_no_reason_to_doubt_a_direct_path() -> None:
+    bench = connected()
+    bench.agent.handle_server_lost(now=bench.now)
+    bench.drain()
+    assert (bench.events, bench.sent) == ([], [])
+
+
+def test_a_peer_that_may_be_gone_is_asked_on_both_ways_and_nothing_is_hoped_for_of_its_last_session() -> None:
+    bench = connected()
+    bench.run(100.0)
+    bench.agent.handle_session(OUTSIDE, now=bench.now)
+    bench.run(1.0)
+    bench.forget()
+    bench.rtts.clear()
+    bench.agent.handle_absence(now=bench.now)
+    bench.drain()
+    assert bench.pings(OUTSIDE) == bench.pings(RELAY) == [bench.now]
+    bench.run(5.0)
+    assert not bench.is_reachable
+    assert bench.primary() == RELAY
+
+
+def test_a_peer_that_answers_is_not_gone() -> None:
+    bench = connected()
+    bench.run(100.0)
+    bench.forget()
+    bench.agent.handle_absence(now=bench.now)
+    bench.run(20.0)
+    assert bench.events == []
+    assert bench.is_reachable
+
+
+def test_a_path_that_becomes_the_primary_is_asked_at_once_whether_it_still_works() -> None:
+    bench = connected()
+    bench.run(13.0)
+    bench.rtts[LAN] = 0.08
+    bench.ping(LAN)
+    bench.run(3.0)
+    assert len(bench.pings(LAN)) == 1
+    bench.rtts.clear()
+    while bench.primary() == OUTSIDE:
+        bench.run(0.1)
+    assert bench.primary() == LAN
+    assert bench.now - bench.pings(LAN)[-1] <= 0.1
 
 
 def test_pings_of_the_peer_spare_our_own_on_an_idle_path() -> None:
@@ -340,6 +432,24 @@ def sequences(bench: Bench) -> list[int]:
 
 
 # Whatever happens, in whatever order.
+
+
+def on_the_relay() -> Bench:
+    """A direct path works, but was left for its loss."""
+    bench = connected()
+    bench.call(3.0)
+    bench.rtts.pop(OUTSIDE)
+    bench.run(0.6)
+    while bench.primary() == OUTSIDE:
+        bench.rtts = {RELAY: 0.16} if len(bench.sent) % 2 else {RELAY: 0.16, OUTSIDE: 0.08}
+        bench.carry(5, is_heard=True)
+        bench.run(0.1)
+    bench.rtts[OUTSIDE] = 0.08
+    bench.call(2.0)
+    assert bench.primary() == RELAY
+    bench.forget()
+    return bench
+
 
 PATHS = [
     *(Path(0, Address("203.0.113.1", port)) for port in range(1, 60)),
@@ -398,6 +508,8 @@ events: st.SearchStrategy[Event] = st.one_of(
     st.builds(lambda number: lambda bench: _new_key(bench, number), st.integers(100, 110)),
     st.just(lambda bench: bench.agent.handle_local_change(now=bench.now)),
     st.just(lambda bench: bench.agent.handle_network_change(now=bench.now)),
+    st.just(lambda bench: bench.agent.handle_server_lost(now=bench.now)),
+    st.just(lambda bench: bench.agent.handle_absence(now=bench.now)),
     st.just(lambda bench: bench.agent.handle_ping_request(1, now=bench.now)),
     st.builds(lambda seconds: lambda bench: bench.run(seconds), st.floats(0, 40)),
     st.builds(lambda seconds: lambda bench: bench.call(seconds), st.floats(1, 20)),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshvpn.proto import pace, probe, punch
-from meshvpn.proto.choice import choose, is_surely_better
+from meshvpn.proto.choice import best_direct, choose, is_surely_better
 from meshvpn.proto.hearing import DEAF_AFTER, MIN_UNHEARD, Hearing
 from meshvpn.proto.pace import Pace
 from meshvpn.proto.probe import Probe
@@ -152,6 +152,19 @@ def test_a_doubtful_direct_path_yields_to_another_direct_one_and_not_to_the_rela
     assert choose([doubtful, relay, other], doubtful, 10.0) is other
     doubtful.give_up(11.0)
     assert choose([doubtful, relay], doubtful, 11.0) is relay
+
+
+def test_a_relay_in_doubt_is_kept_until_it_is_dead_and_doubled_by_the_best_direct_path() -> None:
+    doubtful, slow, fast = measured(RELAY, rtt=0.16), measured(OUTSIDE, rtt=0.3), measured(ELSEWHERE)
+    slow.held_until = fast.held_until = 50.0
+    doubtful.doubt(10.0)
+    assert choose([doubtful, slow, fast], doubtful, 10.0) is doubtful
+    assert best_direct([doubtful, slow, fast], 10.0) == ELSEWHERE
+    fast.doubt(10.0)
+    assert best_direct([doubtful, slow, fast], 10.0) == OUTSIDE
+    assert best_direct([doubtful, fast], 10.0) is None
+    doubtful.give_up(11.0)
+    assert choose([doubtful, slow], doubtful, 11.0) is slow
 
 
 @pytest.mark.parametrize(
