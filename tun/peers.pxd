@@ -151,19 +151,14 @@ cdef inline void free_retired(Peers *peers, Peer *peer) noexcept nogil:
         give_block(endpoint)
 
 cdef inline void place_keypair(Peers *peers, Peer *peer, Keypair *keypair) noexcept nogil:
-    # Write lock held. WireGuard's rules for current, previous and next (kernel driver: add_new_keypair).
+    # Write lock held. WireGuard's rules for current, previous and next, but for one thing: the kernel driver
+    # (add_new_keypair) drops pairs under which packets of the peer may be on their way.
     index_add(peers, keypair)
     if keypair.is_initiator:
-        if peer.next is not NULL:
-            # The peer answered and asked at the same time: keep what it may already use to us.
-            retire_keypair(peer, peer.previous)
-            peer.previous = peer.next
-            peer.next = NULL
-            retire_keypair(peer, peer.current)
-        elif (peer.previous is not NULL and peer.current is not NULL
+        # Of the old ones the one stays that the peer last sent with: if both ends asked, that need not be the one that
+        # we send with. `next` stays too. The peer uses it soon, or never does, and then it must displace nothing.
+        if (peer.previous is not NULL and peer.current is not NULL
                 and peer.previous.received_at > peer.current.received_at):
-            # Both ends started at once, and each goes on with the keypair that it asked for: that is what the
-            # peer's packets under way are sealed with, while nothing comes on ours.
             retire_keypair(peer, peer.current)
         else:
             retire_keypair(peer, peer.previous)
@@ -171,9 +166,11 @@ cdef inline void place_keypair(Peers *peers, Peer *peer, Keypair *keypair) noexc
         peer.current = keypair
         peer.is_flush_wanted = True
     else:
-        # The kernel driver drops `previous` here. When both ends start at once that is what the peer still
-        # sends with, so it stays until the new keypair is used.
-        retire_keypair(peer, peer.next)
+        # `previous` stays: it may be what the peer still sends with. If there is none, that may be `next`.
+        if peer.previous is NULL:
+            peer.previous = peer.next
+        else:
+            retire_keypair(peer, peer.next)
         peer.next = keypair
     peer.handshake_event_at = -1e9
     peer.first_sent_at = 0.0  # a handshake message of the peer is an answer too

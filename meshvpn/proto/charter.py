@@ -4,8 +4,8 @@ A `Charter` is the body of a `Signed` (DOMAIN_CHARTER). The signer is the owner,
 `AdminSet` that the charter carries, and not evicted.
 
 A server keeps one line of charters (`check_charter`). Members may meet two, when admins were cut off from each other:
-they keep the greater charter (`rank`) and the evictions and unbans of both (`merge_bans`), so that the order in which
-charters arrive does not matter; whoever signs the next one joins the lines.
+they keep the greater charter (`rank`), the evictions and unbans of both, and the owner's newest list of admins
+(`merge`), so that the order in which charters arrive does not matter; whoever signs the next one joins the lines.
 """
 
 from __future__ import annotations
@@ -100,6 +100,7 @@ def check_charter(signed: Signed, previous: Signed | None) -> Charter:
     is_newer = (
         charter.version > before.version
         and charter.epoch >= before.epoch
+        and admin_serial(charter) >= admin_serial(before)
         and not before.is_deleted
         and _is_superset(charter.evicted, before.evicted)
         and _is_superset(charter.unbanned, before.unbanned)
@@ -128,14 +129,16 @@ def check_genuine(signed: Signed) -> Charter:
 def check_lineage(signed: Signed, charter: Charter, known: Charter) -> None:
     """Raise MalformedMessage unless a genuine charter is of the network that is known, in the state that is known.
 
-    An admin that `known` bans cannot sign, and the owner's list of admins never goes back: without that an evicted
-    admin would unban itself. The pool stays, since members have their addresses in it.
+    Who signs must be the owner or an admin by the newest list of the two, and not banned by `known`: without that an
+    evicted or dismissed admin would bring itself back. The pool stays, since members have their addresses in it.
     """
     if charter.owner != known.owner or charter.pool != known.pool:
         raise MalformedMessage(DropReason.NOT_FOR_US)
-    if signed.signer != known.owner and is_banned(known, signed.signer):
+    if signed.signer == known.owner:
+        return
+    if is_banned(known, signed.signer):
         raise MalformedMessage(DropReason.BAD_SIGNATURE)
-    if admin_serial(charter) < admin_serial(known):
+    if admin_serial(charter) < admin_serial(known) and not is_admin(known, signed.signer):
         raise MalformedMessage(DropReason.STALE)
 
 
@@ -183,20 +186,36 @@ def is_banned(charter: Charter, identity: bytes) -> bool:
     return evicted_at is not None and evicted_at >= charter.unbanned.get(identity, 0)
 
 
-def merge_bans(left: Charter, right: Charter) -> Charter:
-    """`left` with the evictions and unbans of both; the later of the two holds, an eviction at equal versions.
+def is_admin(charter: Charter, identity: bytes) -> bool:
+    """True if the owner's list has the identity, banned or not. Raises MalformedMessage if the list is forged."""
+    admins = _check_admins(charter)
+    return admins is not None and identity in admins.identities
 
-    Raises MalformedMessage (over_limit).
+
+def merge(left: Charter, right: Charter) -> Charter:
+    """`left` with the evictions and unbans of both, of which the later holds, an eviction at equal versions; and with
+    the newer list of admins. Raises MalformedMessage (over_limit).
     """
     evicted, unbanned = merge_versions(left.evicted, right.evicted), merge_versions(left.unbanned, right.unbanned)
     if max(len(evicted), len(unbanned)) > MAX_EVICTED:
         raise MalformedMessage(DropReason.OVER_LIMIT)
-    return msgspec.structs.replace(left, evicted=evicted, unbanned=unbanned)
+    return msgspec.structs.replace(
+        left, evicted=evicted, unbanned=unbanned, admins=newer_admins(left.admins, right.admins)
+    )
+
+
+def newer_admins(left: Signed | None, right: Signed | None) -> Signed | None:
+    """Of two genuine lists the one with the higher serial."""
+    return max(left, right, key=lambda admins: (-1, b"") if admins is None else (_serial(admins), admins.body))
 
 
 def merge_versions(left: Mapping[bytes, int], right: Mapping[bytes, int]) -> dict[bytes, int]:
     """The union with the later version of each: commutative, associative, idempotent; nothing is ever lost."""
     return {key: max(left.get(key, 0), right.get(key, 0)) for key in sorted({*left, *right})}
+
+
+def _serial(admins: Signed) -> int:
+    return decode(_admins_decoder, admins.body, limit=MAX_CHARTER).serial
 
 
 def _check_admins(charter: Charter) -> AdminSet | None:

@@ -139,6 +139,11 @@ class ControlSession:
         """True while requests can be made."""
         return self.state is SessionState.ATTACHED
 
+    @property
+    def is_opening(self) -> bool:
+        """True while it is not decided whether the server lets us in."""
+        return self.state in (SessionState.CONNECTING, SessionState.GREETING, SessionState.ATTACHING)
+
     def handle_start(self, *, now: float) -> None:
         """Connect, and stay connected until `handle_stop`."""
         if self.state is SessionState.IDLE:

@@ -216,17 +216,16 @@ class DataPlane:
         entry.handshake_event_at = float("-inf")
         entry.first_sent_at = NEVER  # a handshake message of the peer is an answer too
         if not is_initiator:
-            # `previous` stays: when both ends start at once, it is what the peer still sends with.
-            self._retire(entry, entry.next)
+            # `previous` stays: it may be what the peer still sends with. If there is none, that may be `next`.
+            if entry.previous is None:
+                entry.previous = entry.next
+            else:
+                self._retire(entry, entry.next)
             entry.next = keypair
             return
-        if entry.next is not None:
-            self._retire(entry, entry.previous)
-            self._retire(entry, entry.current)
-            entry.previous, entry.next = entry.next, None
-        elif entry.previous and entry.current and entry.previous.received_at > entry.current.received_at:
-            # Both ends started at once, and each goes on with the keypair that it asked for: that is what the peer's
-            # packets under way are sealed with, while nothing comes on ours.
+        # Of the old ones the one stays that the peer last sent with: if both ends asked, that need not be the one that
+        # we send with. `next` stays too. The peer uses it soon, or never does, and then it must displace nothing.
+        if entry.previous and entry.current and entry.previous.received_at > entry.current.received_at:
             self._retire(entry, entry.current)
         else:
             self._retire(entry, entry.previous)

@@ -2,11 +2,15 @@
 
     magic(6) ‖ sender's disco public key(32) ‖ nonce(24) ‖ crypto_box(message)
 
-    ping  1 ‖ transaction id(12) ‖ padding
-    pong  2 ‖ transaction id(12) ‖ family(1) ‖ observed address(16) ‖ port(2) ‖ pings received(4)
+    ping  1 ‖ transaction id(12) ‖ sequence(8) ‖ padding
+    pong  2 ‖ transaction id(12) ‖ family(1) ‖ observed address(16) ‖ port(2) ‖ packets received(4)
 
 crypto_box is X25519, XSalsa20 and Poly1305 with a precomputed key; integers are big-endian. A pong is never longer than
 the ping it answers. Bytes after a known message are ignored, so that later versions may add to it.
+
+The sequence grows with each ping between two keys; the receiver takes each once. Without it, who recorded a ping could
+play it back from anywhere, be answered there, and fill the table of paths. `packets received` counts the data that came
+from the other end, on whatever path: pings may pass where data does not.
 
 Both ends share one key, and the sender's key in front is not authenticated: who swaps it could send a datagram back to
 its maker, who would take it for the peer's, and his own pong for a round trip. So the nonce's last bit is the
@@ -37,7 +41,7 @@ TRANSACTION_ID_BYTES = 12
 _TYPE_PING = 1
 _TYPE_PONG = 2
 _PONG = struct.Struct(">B12sB16sHI")
-_PING = struct.Struct(">B12s")
+_PING = struct.Struct(">B12sQ")
 PING_BYTES = _PONG.size
 """A ping is padded to the pong's size: 36 bytes, 114 on the wire."""
 
@@ -47,12 +51,13 @@ class Ping:
     """Are you there? `size` is the message's length with padding."""
 
     transaction_id: bytes
+    sequence: int
     size: int = PING_BYTES
 
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    """I am; your ping came from `observed`, and it was the `received`-th of yours on this path."""
+    """I am; your ping came from `observed`, and I got `received` data packets of yours so far (modulo 2³²)."""
 
     transaction_id: bytes
     observed: Address
@@ -115,7 +120,7 @@ def _shared_key(remote_public: bytes, local_secret: bytes) -> bytes:
 
 def _encode(message: Ping | Pong) -> bytes:
     if isinstance(message, Ping):
-        return _PING.pack(_TYPE_PING, message.transaction_id).ljust(message.size, b"\0")
+        return _PING.pack(_TYPE_PING, message.transaction_id, message.sequence).ljust(message.size, b"\0")
     packed = ip_address(message.observed.host).packed
     return _PONG.pack(
         _TYPE_PONG,
@@ -131,7 +136,8 @@ def _decode(plaintext: bytes) -> Ping | Pong:
     if not plaintext:
         raise MalformedMessage(DropReason.TOO_SHORT)
     if plaintext[0] == _TYPE_PING and len(plaintext) >= PING_BYTES:
-        return Ping(plaintext[1 : 1 + TRANSACTION_ID_BYTES], len(plaintext))
+        _, transaction_id, sequence = _PING.unpack_from(plaintext)
+        return Ping(transaction_id, sequence, len(plaintext))
     if plaintext[0] == _TYPE_PONG and len(plaintext) >= _PONG.size:
         _, transaction_id, size, packed, port, received = _PONG.unpack_from(plaintext)
         if size not in (4, 16):

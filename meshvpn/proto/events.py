@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .control_session import ConnectWanted, DisconnectWanted
+from .member import Member
 from .peer import PeerState
-from .roster import Member
 from .transport import Path
 
 

@@ -21,6 +21,10 @@ from .transport import Address, Path, Transmit
 
 RETRIES = (0.1, 0.2, 0.4, 0.8)
 """Seconds to the repetitions of a burst; a lost request costs little, so the first come fast."""
+SILENCE_INTERVAL = 5.0
+"""Seconds between further repetitions while no server at all answers: when the way is back, the relay must know us."""
+DOUBT_INTERVAL = 1.0
+"""Seconds between two bursts that doubts start."""
 REFRESH = 25.0
 """Seconds; below the 30 s after which the strictest common NATs forget a mapping."""
 REFRESH_JITTER = 0.1
@@ -93,6 +97,7 @@ class Gatherer:
         self._bound: RelayBound | None = None
         self._bound_at = 0.0
         self._burst = 0
+        self._burst_at = float("-inf")
         self._attempt = 0
         self._retry_at: float | None = None
         self._refresh_at: float | None = None
@@ -125,6 +130,11 @@ class Gatherer:
     def handle_network_change(self, *, now: float) -> None:
         """Mappings may be other ones now."""
         self._start(now)
+
+    def handle_doubt(self, *, now: float) -> None:
+        """A path does not answer: perhaps the NAT has forgotten us."""
+        if now >= self._burst_at + DOUBT_INTERVAL:
+            self._start(now)
 
     def handle_datagram(self, data: bytes, path: Path, *, now: float) -> DropReason | None:
         """A STUN message."""
@@ -174,6 +184,7 @@ class Gatherer:
 
     def _start(self, now: float) -> None:
         self._burst += 1
+        self._burst_at = now
         self._attempt = 0
         self._requests.clear()
         self._retry_at = self._refresh_at = None
@@ -186,7 +197,11 @@ class Gatherer:
         # Earlier requests stay valid: a late answer is as good as a prompt one.
         for server in self._waiting:
             self._send(server)
-        self._retry_at = now + RETRIES[self._attempt] if self._attempt < len(RETRIES) else None
+        if self._attempt < len(RETRIES):
+            self._retry_at = now + RETRIES[self._attempt]
+        else:
+            is_silent = all(_socket(server) not in self._ports or server in self._waiting for server in self._servers)
+            self._retry_at = now + SILENCE_INTERVAL if is_silent else None
         self._attempt += 1
 
     def _send(self, server: Address) -> None:

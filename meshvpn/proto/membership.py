@@ -11,8 +11,9 @@ from .control_session import ControlSession
 from .drops import DropReason
 from .errors import MembershipError
 from .keys import Identity, NetworkKeys
+from .member import Member
 from .owner import PasswordRule
-from .roster import Member, Roster
+from .roster import Roster
 from .signed import Signed
 
 MIN_PREFIX = 4
@@ -101,26 +102,31 @@ class Membership:
         leave = owner.make_leave(self._roster.uid, self._keys.identity, wall=wall)
         return self._session.request(lambda rid: control.PutLeave(rid=rid, leave=leave), now=now)
 
-    def handle_finished(self, rid: int, code: str | None, *, wall: int) -> DropReason | None:
+    def handle_finished(self, rid: int, code: str | None, *, now: float, wall: int) -> DropReason | None:
         """A request ended: an accepted change of the charter becomes ours like anybody's."""
         update = self._updates.pop(rid, None)
         if update is None or code is not None:
             return None
-        return self._roster.handle_charter(update.charter, [], wall=wall)
+        reason = self._roster.handle_charter(update.charter, [], wall=wall)
+        if update.envelopes:
+            # Who came while the new epoch was on its way to the server has no key of it.
+            forgotten = owner.grant_to_forgotten(self._roster, self._signer, entropy=self._entropy, wall=wall)
+            if forgotten is not None:
+                self._publish(forgotten, now)
+        return reason
 
     # Our record.
 
     def rename(self, nick: str, *, now: float, wall: int) -> int | None:
         """Take another nickname; None without a connection: the others learn it when there is one."""
         self.profile = replace(self.profile, nick=nick)
-        self.own_record = None
         return self.publish_record(now=now, wall=wall)
 
     def publish_record_if_missing(self, members: Sequence[MemberEntry], *, now: float, wall: int) -> None:
         """The server must hold our newest record; who resealed it for a new epoch may have had an older one."""
         own = next((entry for entry in members if entry.identity == self._keys.identity.public), None)
         held = self._roster.open_envelope(own.envelope) if own is not None else None
-        if held is None or not self._is_current(held):
+        if not self._roster.is_over and (held is None or not self._is_current(held)):
             self.publish_record(now=now, wall=wall)
 
     def publish_record(self, *, now: float, wall: int) -> int | None:

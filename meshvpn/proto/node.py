@@ -1,23 +1,23 @@
 """A node: one network as one member runs it. Joins the machines of this package into one that a shell drives.
 
-    datagrams ─┬─ STUN ──────▶ Gatherer ── our candidates, the relay binding ──┐
-               ├─ disco ─────▶ PathAgent of the peer ── primary path ──────────┼─▶ commands for the data plane
-               └─ WireGuard ─▶ WireGuard ── keypairs ──────────────────────────┘
-    control messages ─▶ ControlSession ─▶ Roster ── members ─▶ peers; offers ─▶ PathAgent
+    datagrams ─┬─ STUN ─────────────▶ Gatherer ── our candidates, the relay binding ──┐
+               └─ disco, WireGuard ─▶ Peering ◀──────────────────────────────────────┘
+                                       │ ▲  commands for the data plane, datagrams, offers
+    control messages ─▶ ControlSession ┘ └── members ── Roster ◀── charters, records
 
 After every `handle_…` take transmits, control messages, commands and events, then ask for the next timeout.
+
+A node that starts with a cached roster first gives the server a moment to say who was evicted meanwhile.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from ipaddress import IPv4Network, IPv6Network
 
-from . import control, disco, stun
-from .candidate import Candidate, Offer, decode_offer, usable
-from .commands import AddPeer, Command, MovePeer, RemovePeer
-from .control import CharterChanged, MemberChanged, MemberLeft, Presence, PresenceEntry, Signalled
+from . import control, stun
+from .commands import Command
+from .control import CharterChanged, MemberChanged, MemberLeft, Presence, Signalled
 from .control_session import (
     ConnectWanted,
     ControlSession,
@@ -30,40 +30,23 @@ from .control_session import (
     attach_opening,
 )
 from .drops import DropReason
-from .errors import MalformedMessage
-from .events import (
-    ActionFinished,
-    MembershipChanged,
-    NodeEvent,
-    PeerChanged,
-    PingFinished,
-    ServerChanged,
-    StateChanged,
-)
+from .errors import MembershipError
+from .events import ActionFinished, MembershipChanged, NodeEvent, PeerChanged, ServerChanged, StateChanged
 from .gather import CandidatesChanged, Gatherer, RelayBound, RelayUnbound
-from .keys import NetworkKeys, ula_prefix
+from .keys import NetworkKeys
+from .member import EpochChanged, MemberAdded, MemberRemoved, NetworkDeleted, SelfEvicted, SelfReinstated
+from .member import MemberChanged as RecordChanged
 from .membership import MemberKeys, Membership, Profile
 from .owner import PasswordRule
-from .path import OfferWanted, PathAgent, PingAnswered, PrimaryChanged
-from .peer import MeshPeer, PeerState, Traffic, make_peer
-from .roster import (
-    EpochChanged,
-    Member,
-    MemberAdded,
-    MemberRemoved,
-    NetworkDeleted,
-    Roster,
-    SelfEvicted,
-    SelfReinstated,
-)
-from .roster import MemberChanged as RecordChanged
+from .peer import MeshPeer, Traffic
+from .peering import Peering, last_good_paths
+from .roster import Roster
 from .signed import Signed
 from .timers import Stamps
-from .transport import Address, Path, RelayHop, Transmit
-from .wireguard import HandshakeGaveUp, SessionEstablished, WireGuard
+from .transport import Address, Path, Transmit
 
-MAX_PEERS = control.MAX_MEMBERS
-"""Peers of one node: everybody but us."""
+START_GRACE = 2.0
+"""Seconds for which a starting node waits for the server's charter before it believes the one on its disk."""
 
 
 class Node:
@@ -83,35 +66,27 @@ class Node:
         self.session = session
         self.membership = Membership(keys, profile, roster, session, own_record, entropy=entropy)
         self.drops: Counter[DropReason] = Counter()
-        self.peers: dict[bytes, MeshPeer] = {}
         self._keys = keys
-        self._entropy = entropy
-        self._wireguard = WireGuard(keys.tunnel, entropy=entropy)
         self._gatherer = Gatherer(entropy)
-        self._by_number: dict[int, MeshPeer] = {}
-        self._by_disco: dict[bytes, MeshPeer] = {}
-        self._touched: dict[int, MeshPeer] = {}
-        self._deadlines: dict[int, float] = {}
-        self._candidates: tuple[Candidate, ...] = ()
-        self._relay_server: tuple[Address, int] | None = None
+        self._peering = Peering(keys, roster, entropy=entropy)
+        self._last_known: Mapping[bytes, Path] = {}
+        self._starts_by: float | None = None
+        self._epoch_lapses_at: float | None = None
         self._relay_id = 0
-        self._relay_ids: dict[bytes, int] = {}
         self._udp_hosts: tuple[str, ...] = ()
-        self._kept_charter = roster.signed_charter
-        self._transmits: list[Transmit] = []
-        self._commands: list[Command] = []
+        self._kept_charter = roster.charter
         self._events: list[NodeEvent] = []
+
+    @property
+    def peers(self) -> Mapping[bytes, MeshPeer]:
+        """The members that we talk to, by identity."""
+        return self._peering.peers
 
     # --- what the shell reports -------------------------------------------------------------------------------
 
     def handle_start(self, last_known: Mapping[bytes, Path], *, now: float, wall_ns: int) -> None:
-        """Bring up the peers of the cached roster and connect. `last_known` is what `last_good_paths` gave before."""
-        for member in self.roster.members.values():
-            self._add_peer(member, now=now, wall_ns=wall_ns)
-        for identity, path in last_known.items():
-            if (peer := self.peers.get(identity)) is not None and path.is_direct:
-                peer.last_known = path
-                self._try_last_known(peer)
+        """Connect, and bring up the peers of the cached roster. `last_known` is what `last_good_paths` gave before."""
+        self._last_known, self._starts_by = last_known, now + START_GRACE
         self.session.handle_start(now=now)
         self._settle(now, wall_ns)
 
@@ -136,18 +111,19 @@ class Node:
         """One message of the rendezvous."""
         outcome = self.session.handle_message(data, now=now)
         self._settle_session(now, wall_ns)
+        wall = _seconds(wall_ns)
         match outcome:
             case CharterChanged(charter=charter, members=members):
-                self._count(self.roster.handle_charter(charter, members, wall=_seconds(wall_ns)))
-                self.membership.publish_record_if_missing(members, now=now, wall=_seconds(wall_ns))
+                self._count(self.roster.handle_charter(charter, members, wall=wall))
+                self.membership.publish_record_if_missing(members, now=now, wall=wall)
             case MemberChanged(entry=entry):
-                self._count(self.roster.handle_entry(entry, wall=_seconds(wall_ns)))
+                self._count(self.roster.handle_entry(entry, wall=wall))
             case MemberLeft(leave=leave):
-                self._count(self.roster.handle_leave(leave, wall=_seconds(wall_ns)))
-            case Presence(entry=entry):
-                self._handle_presence(entry, now)
+                self._count(self.roster.handle_leave(leave, wall=wall))
+            case Presence(entry=presence):
+                self._peering.handle_presence(presence, now=now)
             case Signalled():
-                self._count(self._handle_signalled(outcome, now))
+                self._count(self._peering.handle_signalled(outcome, now=now))
             case DropReason():
                 self._count(outcome)
         self._settle(now, wall_ns)
@@ -156,10 +132,8 @@ class Node:
         """A datagram that the engine did not keep for itself."""
         if stun.is_stun(data):
             reason = self._gatherer.handle_datagram(data, path, now=now)
-        elif disco.is_disco(data):
-            reason = self._handle_disco(data, path, now)
         else:
-            reason = self._wireguard.handle_datagram(data, path, now=now, wall_ns=wall_ns)
+            reason = self._peering.handle_datagram(data, path, now=now, wall_ns=wall_ns)
         self._count(reason)
         self._settle(now, wall_ns)
 
@@ -173,70 +147,61 @@ class Node:
     def handle_network_change(self, *, now: float, wall_ns: int) -> None:
         """Addresses or routes changed, or the machine slept."""
         self._gatherer.handle_network_change(now=now)
-        for peer in self.peers.values():
-            self._touch(peer).handle_network_change(now=now)
+        self._peering.handle_network_change(now=now)
         self.session.handle_retry(now=now)
         self._settle(now, wall_ns)
 
     def handle_handshake_wanted(self, number: int, *, now: float, wall_ns: int) -> None:
         """The engine has packets for the peer and no usable keypair."""
-        if number in self._by_number:
-            self._wireguard.handle_handshake_wanted(number, now=now, wall_ns=wall_ns)
+        self._peering.handle_handshake_wanted(number, now=now, wall_ns=wall_ns)
         self._settle(now, wall_ns)
 
     def handle_rekey_wanted(self, number: int, *, now: float, wall_ns: int) -> None:
         """The keypair in use grows old."""
-        if number in self._by_number:
-            self._wireguard.handle_rekey_wanted(number, now=now, wall_ns=wall_ns)
+        self._peering.handle_rekey_wanted(number, now=now, wall_ns=wall_ns)
         self._settle(now, wall_ns)
 
     def handle_keypair_confirmed(self, number: int, local_index: int, *, now: float, wall_ns: int) -> None:
         """The peer used the keypair that our response made."""
-        if number in self._by_number:
-            self._wireguard.handle_keypair_confirmed(number, local_index, now=now)
+        self._peering.handle_keypair_confirmed(number, local_index, now=now)
         self._settle(now, wall_ns)
 
     def handle_path_seen(self, number: int, path: Path, *, now: float, wall_ns: int) -> None:
         """An authenticated packet of the peer came on another path than the one we send on."""
-        if (peer := self._by_number.get(number)) is not None:
-            self._touch(peer).handle_path_seen(path, now=now)
+        self._peering.handle_path_seen(number, path, now=now)
         self._settle(now, wall_ns)
 
     def handle_traffic(self, figures: Mapping[int, tuple[Traffic, Stamps]], *, now: float, wall_ns: int) -> None:
         """The engine's figures for the peers, read about once a second."""
-        for number, (traffic, stamps) in figures.items():
-            if (peer := self._by_number.get(number)) is None:
-                continue
-            self._wireguard.handle_stats(number, stamps, now=now, wall_ns=wall_ns)
-            if traffic != peer.traffic:
-                peer.traffic = traffic
-                self._touch(peer).handle_traffic(traffic.rx_packets, traffic.tx_packets, now=now)
+        self._peering.handle_traffic(figures, now=now, wall_ns=wall_ns)
         self._settle(now, wall_ns)
 
     # --- time and output --------------------------------------------------------------------------------------
 
     def next_timeout(self) -> float | None:
         """The earliest deadline of all machines."""
-        deadlines = [
+        deadlines = (
             self.session.next_timeout(),
             self._gatherer.next_timeout(),
-            self._wireguard.next_timeout(),
-        ]
-        return min((at for at in (*deadlines, *self._deadlines.values()) if at is not None), default=None)
+            self._peering.next_timeout(),
+            self._peering.offers.next_timeout() if self.session.is_attached else None,
+            self._starts_by,
+            self._epoch_lapses_at,
+        )
+        return min((at for at in deadlines if at is not None), default=None)
 
     def handle_timeout(self, *, now: float, wall_ns: int) -> None:
         """Do everything that is due."""
         self.session.handle_timeout(now=now)
         self._gatherer.handle_timeout(now=now)
-        self._wireguard.handle_timeout(now=now, wall_ns=wall_ns)
-        for number in [number for number, at in self._deadlines.items() if at <= now]:
-            self._touch(self._by_number[number]).handle_timeout(now=now)
+        self._peering.handle_timeout(now=now, wall_ns=wall_ns)
+        if self._epoch_lapses_at is not None and self._epoch_lapses_at <= now:
+            self._update_epoch_keys(now, wall_ns)
         self._settle(now, wall_ns)
 
     def take_transmits(self) -> list[Transmit]:
         """Datagrams to send; clears."""
-        transmits, self._transmits = self._transmits, []
-        return transmits
+        return self._gatherer.take_transmits() + self._peering.take_transmits()
 
     def take_control_messages(self) -> list[bytes]:
         """Messages for the rendezvous; clears."""
@@ -244,8 +209,7 @@ class Node:
 
     def take_commands(self) -> list[Command]:
         """What the data plane must do, in order; clears."""
-        commands, self._commands = self._commands, []
-        return commands
+        return self._peering.take_commands()
 
     def take_events(self) -> list[NodeEvent]:
         """What the shell must know or do; clears."""
@@ -254,15 +218,11 @@ class Node:
 
     def last_good_paths(self) -> dict[bytes, Path]:
         """Direct paths that work now, by member identity: worth keeping for the next start."""
-        return {
-            identity: peer.agent.primary
-            for identity, peer in self.peers.items()
-            if peer.state is PeerState.DIRECT and peer.agent.primary is not None
-        }
+        return last_good_paths(self.peers)
 
     def peer_numbers(self) -> list[int]:
         """The numbers under which the engine knows the peers."""
-        return list(self._by_number)
+        return self._peering.numbers()
 
     # --- what the user asks for; the outcome is an ActionFinished with the number returned ------------------------
 
@@ -305,147 +265,34 @@ class Node:
 
     def ping(self, peer: str, token: int, *, now: float, wall_ns: int) -> MeshPeer:
         """Send a probe on the path in use; answered by PingFinished, or not at all. Raises MembershipError."""
-        found = self.peers[self.membership.find_member(peer).identity]
-        self._touch(found).handle_ping_request(token, now=now)
+        found = self.peers.get(self.membership.find_member(peer).identity)
+        if found is None:
+            raise MembershipError(f"{peer} cannot be reached: it is not approved yet, or this host is out")
+        self._peering.ping(found, token, now=now)
         self._settle(now, wall_ns)
         return found
 
-    # --- inside -----------------------------------------------------------------------------------------------
-
-    def _touch(self, peer: MeshPeer) -> PathAgent:
-        """The peer's paths, to be drained by the next settling."""
-        self._touched[peer.number] = peer
-        return peer.agent
-
-    def _count(self, reason: DropReason | None) -> None:
-        if reason is not None:
-            self.drops[reason] += 1
-
-    def _handle_disco(self, data: bytes, path: Path, now: float) -> DropReason | None:
-        peer = self._by_disco.get(disco.sender_key(data))
-        if peer is None:
-            return DropReason.UNKNOWN_PEER
-        try:
-            message = peer.agent.disco.open(data)
-        except MalformedMessage as error:
-            return error.reason
-        return self._touch(peer).handle_disco(message, path, now=now)
-
-    def _handle_signalled(self, message: Signalled, now: float) -> DropReason | None:
-        peer = self.peers.get(message.source)
-        plaintext = self.roster.open_from_members(message.payload)
-        if peer is None or plaintext is None:
-            return DropReason.UNKNOWN_PEER if peer is None else DropReason.DECRYPT_FAILED
-        try:
-            offer = decode_offer(plaintext)
-        except MalformedMessage as error:
-            return error.reason
-        if offer.uid != self.roster.uid or offer.destination != self._keys.identity.public:
-            return DropReason.NOT_FOR_US
-        if offer.source != message.source:
-            return DropReason.BAD_SIGNATURE
-        if not peer.is_newer_offer(offer):
-            return DropReason.STALE
-        peer.last_offer = (offer.disco_key, offer.sequence)
-        inside: list[IPv4Network | IPv6Network] = [IPv4Network(self.roster.charter.pool), ula_prefix(self.roster.uid)]
-        self._touch(peer).handle_offer(offer, usable(offer.candidates, inside), now=now)
-        return None
-
-    def _handle_presence(self, entry: PresenceEntry, now: float) -> None:
-        # Remembered for members whose record is still on its way: the connection comes first, the record after it.
-        self._relay_ids.pop(entry.identity, None)
-        self._relay_ids[entry.identity] = entry.relay_id
-        if len(self._relay_ids) > MAX_PEERS:
-            del self._relay_ids[next(iter(self._relay_ids))]
-        if (peer := self.peers.get(entry.identity)) is not None:
-            self._follow_presence(peer, entry.relay_id, now)
-
-    def _follow_presence(self, peer: MeshPeer, relay_id: int, now: float) -> None:
-        peer.is_online = relay_id != 0
-        self._touch(peer)
-        if relay_id:
-            # An absent member keeps its old relay id: its binding at the relay outlives the control connection.
-            peer.relay_id = relay_id
-            self._update_relay(peer, now)
-            self._send_offer(peer, now)
-
-    def _update_relay(self, peer: MeshPeer, now: float) -> None:
-        if self._relay_server is None or not peer.relay_id:
-            self._touch(peer).handle_relay(None, now=now)
-            return
-        server, socket = self._relay_server
-        self._touch(peer).handle_relay(Path(socket, server, RelayHop(self._relay_id, peer.relay_id)), now=now)
-
-    def _send_offer(self, peer: MeshPeer, now: float) -> None:
-        peer.offers_sent += 1
-        offer = Offer(
-            format=1,
-            uid=self.roster.uid,
-            source=self._keys.identity.public,
-            destination=peer.member.identity,
-            sequence=peer.offers_sent,
-            disco_key=disco.public_key(self._keys.disco),
-            candidates=list(self._candidates),
-        )
-        sealed = self.roster.seal_for_members(offer.encode(), self._entropy)
-        self.session.send(control.Signal(to=peer.member.identity, payload=sealed))
-
-    # Peers follow the roster.
-
-    def _add_peer(self, member: Member, *, now: float, wall_ns: int) -> None:
-        if member.is_pending or member.identity in self.peers or len(self.peers) >= MAX_PEERS:
-            return
-        number = next(number for number in range(1, MAX_PEERS + 2) if number not in self._by_number)
-        peer = make_peer(number, member, self._keys.disco, entropy=self._entropy)
-        self.peers[member.identity] = self._by_number[number] = self._by_disco[member.disco_key] = peer
-        keys = self.roster.preshared_keys(member, self._wireguard.public_key, wall=_seconds(wall_ns))
-        self._wireguard.add_peer(number, member.tunnel_key, keys)
-        self._commands.append(AddPeer(number, peer.routes))
-        self._follow_presence(peer, self._relay_ids.get(member.identity, 0), now)
-
-    def _change_peer(self, old: Member, new: Member, now: float, wall_ns: int) -> None:
-        peer = self.peers.get(old.identity)
-        if peer is None:
-            return self._add_peer(new, now=now, wall_ns=wall_ns)
-        if old.tunnel_key != new.tunnel_key or old.address != new.address or new.is_pending:
-            self._remove_peer(old)
-            return self._add_peer(new, now=now, wall_ns=wall_ns)
-        peer.member = new
-        if old.disco_key != new.disco_key:
-            self._by_disco.pop(old.disco_key, None)
-            self._by_disco[new.disco_key] = peer
-            self._touch(peer).handle_remote_disco(disco.DiscoBox(self._keys.disco, new.disco_key), now=now)
-            self._send_offer(peer, now)
-        return None
-
-    def _remove_peer(self, member: Member) -> None:
-        peer = self.peers.pop(member.identity, None)
-        if peer is None:
-            return
-        del self._by_number[peer.number]
-        self._by_disco.pop(peer.member.disco_key, None)
-        self._touched.pop(peer.number, None)
-        self._deadlines.pop(peer.number, None)
-        self._wireguard.remove_peer(peer.number)
-        self._commands.append(RemovePeer(peer.number))
-
-    def _update_preshared_keys(self, wall_ns: int) -> None:
-        for peer in self.peers.values():
-            keys = self.roster.preshared_keys(peer.member, self._wireguard.public_key, wall=_seconds(wall_ns))
-            self._wireguard.set_preshared_keys(peer.number, keys)
-
-    # Draining the machines. Each may wake another: session → roster → peers → paths → handshakes.
+    # --- draining the machines: session → roster → peers, the gatherer → peers, offers → session --------------------
 
     def _settle(self, now: float, wall_ns: int) -> None:
         self._settle_session(now, wall_ns)
+        if self._starts_by is not None and (now >= self._starts_by or not self.session.is_opening):
+            self._bring_up(now, wall_ns)
         self._settle_roster(now, wall_ns)
         self._settle_gatherer(now)
-        self._settle_wireguard(now)
-        while self._touched:
-            touched, self._touched = self._touched, {}
-            for peer in touched.values():
-                self._settle_peer(peer, now, wall_ns)
-            self._settle_wireguard(now)
+        for reason in self._peering.settle(now=now, wall_ns=wall_ns):
+            self._count(reason)
+        if self._peering.take_doubt():
+            self._gatherer.handle_doubt(now=now)
+        self._events += self._peering.take_events()
+        if self.session.is_attached:
+            for signal in self._peering.offers.take_signals(now=now):
+                self.session.send(signal)
+
+    def _bring_up(self, now: float, wall_ns: int) -> None:
+        self._starts_by = None
+        self._peering.handle_start(self._last_known, now=now, wall_ns=wall_ns)
+        self._update_epoch_keys(now, wall_ns)
 
     def _settle_session(self, now: float, wall_ns: int) -> None:
         for event in self.session.take_events():
@@ -461,135 +308,75 @@ class Node:
             case SessionAttached(answer=answer, welcome=welcome):
                 self._handle_attached(answer, welcome, now, wall_ns)
             case SessionLost():
+                self._peering.handle_server_lost(now=now)
                 self._events.append(ServerChanged("connecting"))
             case SessionRefused(code=code, message=message):
                 self._events.append(ServerChanged("refused", f"{message} ({code})"))
             case RequestFinished(rid=rid, code=code, message=message):
-                self._finish_request(rid, code, message, now, wall_ns)
+                self._count(self.membership.handle_finished(rid, code, now=now, wall=_seconds(wall_ns)))
+                self._events.append(ActionFinished(rid, code, message))
 
     def _handle_attached(self, answer: control.Attached, welcome: control.Welcome, now: float, wall_ns: int) -> None:
         self.session.use_attach(attach_opening(self._keys.identity, self.roster.uid))
         self._count(self.roster.handle_charter(answer.charter, answer.members, wall=_seconds(wall_ns)))
         self._settle_roster(now, wall_ns)
         ports = dict.fromkeys((welcome.udp_port, welcome.udp_port2))
+        self._peering.offers.hold(now=now)
         self._gatherer.handle_servers([Address(host, port) for host in self._udp_hosts for port in ports], now=now)
         self._relay_id = answer.relay.id
         self._gatherer.handle_relay_grant(answer.relay, now=now)
         self.membership.publish_record_if_missing(answer.members, now=now, wall=_seconds(wall_ns))
         for presence in answer.online:
-            self._handle_presence(presence, now)
+            self._peering.handle_presence(presence, now=now)
         self._events.append(ServerChanged("connected"))
-
-    def _finish_request(self, rid: int, code: str | None, message: str, now: float, wall_ns: int) -> None:
-        self._count(self.membership.handle_finished(rid, code, wall=_seconds(wall_ns)))
-        self._events.append(ActionFinished(rid, code, message))
 
     def _settle_roster(self, now: float, wall_ns: int) -> None:
         events = self.roster.take_events()
         for event in events:
             match event:
                 case MemberAdded(member=member):
-                    self._add_peer(member, now=now, wall_ns=wall_ns)
+                    self._peering.add(member, now=now, wall_ns=wall_ns)
                 case RecordChanged(old=old, new=new):
-                    self._change_peer(old, new, now, wall_ns)
+                    self._peering.change(old, new, now=now, wall_ns=wall_ns)
                 case MemberRemoved(member=member, reason=reason):
-                    self._remove_peer(member)
+                    self._peering.remove(member.identity)
                     self._events.append(PeerChanged(member, None, None, reason))
                 case EpochChanged():
-                    self._update_preshared_keys(wall_ns)
+                    self._update_epoch_keys(now, wall_ns)
                 case SelfEvicted():
-                    self._leave_data_plane()
+                    self._peering.clear()
                     self._events.append(MembershipChanged("evicted"))
                 case SelfReinstated():
+                    self._peering.add_members(now=now, wall_ns=wall_ns)
                     self._events.append(MembershipChanged("reinstated"))
                 case NetworkDeleted():
-                    self._leave_data_plane()
+                    self._peering.clear()
                     self._events.append(MembershipChanged("deleted"))
         # One that changes nobody's membership (a new password) must survive a restart too: older ones are refused.
-        if events or self.roster.signed_charter is not self._kept_charter:
-            self._kept_charter = self.roster.signed_charter
+        if events or self.roster.charter is not self._kept_charter:
+            self._kept_charter = self.roster.charter
             self._events.append(StateChanged())
 
-    def _leave_data_plane(self) -> None:
-        for peer in list(self.peers.values()):
-            self._remove_peer(peer.member)
+    def _update_epoch_keys(self, now: float, wall_ns: int) -> None:
+        self._peering.handle_epoch_keys(wall_ns=wall_ns)
+        left = self.roster.previous_epoch_left(wall=_seconds(wall_ns))
+        self._epoch_lapses_at = None if left is None else now + left
 
     def _settle_gatherer(self, now: float) -> None:
         for event in self._gatherer.take_events():
             match event:
                 case CandidatesChanged(candidates=candidates):
-                    self._candidates = tuple(candidates)
-                    for peer in self.peers.values():
-                        self._touch(peer).handle_local_change(now=now)
+                    self._peering.handle_candidates(tuple(candidates), now=now)
                 case RelayBound(server=server, socket=socket):
-                    self._relay_server = (server, socket)
-                    self._update_relays(now)
+                    # The new id counts only now: what came from it before would have been refused.
+                    self._peering.handle_relay((server, socket, self._relay_id), now=now)
+                    self._peering.offers.release(now=now)
                 case RelayUnbound():
-                    self._relay_server = None
-                    self._update_relays(now)
-        self._transmits.extend(self._gatherer.take_transmits())
+                    self._peering.handle_relay(None, now=now)
 
-    def _update_relays(self, now: float) -> None:
-        for peer in self.peers.values():
-            self._update_relay(peer, now)
-
-    def _settle_peer(self, peer: MeshPeer, now: float, wall_ns: int) -> None:
-        for event in peer.agent.take_events():
-            match event:
-                case PrimaryChanged(primary=primary, secondary=secondary):
-                    self._move_peer(peer, primary, secondary, now, wall_ns)
-                case OfferWanted():
-                    self._send_offer(peer, now)
-                case PingAnswered(token=token, rtt=rtt, path=path):
-                    self._events.append(PingFinished(token, rtt, path))
-        self._transmits.extend(peer.agent.take_transmits())
-        if (at := peer.agent.next_timeout()) is not None:
-            self._deadlines[peer.number] = at
-        else:
-            self._deadlines.pop(peer.number, None)
-        if peer.state is not peer.reported:
-            peer.reported = peer.state
-            self._events.append(PeerChanged(peer.member, peer.state, peer.agent.primary))
-
-    def _move_peer(
-        self, peer: MeshPeer, primary: Path | None, secondary: Path | None, now: float, wall_ns: int
-    ) -> None:
-        if primary is None and peer.last_known is not None:
-            self._try_last_known(peer)
-            return
-        peer.tentative = None
-        self._commands.append(MovePeer(peer.number, primary, secondary))
-        if primary is not None:
-            self._wireguard.handle_path_available(peer.number, now=now, wall_ns=wall_ns)
-
-    def _try_last_known(self, peer: MeshPeer) -> None:
-        if peer.agent.primary is None and peer.last_known is not None:
-            peer.tentative = peer.last_known
-            self._commands.append(MovePeer(peer.number, peer.tentative, None))
-
-    def _settle_wireguard(self, now: float) -> None:
-        for event in self._wireguard.take_events():
-            peer = self._by_number.get(event.peer)
-            match event:
-                case _ if peer is None:
-                    continue  # removed since
-                case SessionEstablished():
-                    peer.session_at = now
-                    self._touch(peer).handle_path_seen(event.path, now=now)
-                case HandshakeGaveUp():
-                    continue  # the path machine already knows that nothing comes back
-                case _:
-                    self._commands.append(event)
-        for transmit in self._wireguard.take_transmits():
-            path = self._way_to(transmit.peer) if transmit.path is None else transmit.path
-            if path is None:
-                self._count(DropReason.NO_ENDPOINT)
-            else:
-                self._transmits.append(Transmit(path, transmit.data))
-
-    def _way_to(self, number: int | None) -> Path | None:
-        peer = None if number is None else self._by_number.get(number)
-        return None if peer is None else peer.agent.primary or peer.tentative
+    def _count(self, reason: DropReason | None) -> None:
+        if reason is not None:
+            self.drops[reason] += 1
 
 
 def _seconds(wall_ns: int) -> int:

@@ -27,10 +27,11 @@ from .charter import (
     check_charter,
     is_banned,
 )
+from .epochs import EpochKey, open_grant
 from .errors import MembershipError
 from .keys import Identity, NetworkKeys
 from .record import Approval, Envelope, Leave, Record
-from .roster import EpochKey, Roster, RosterState, open_grant
+from .roster import Roster, RosterState
 from .signed import (
     DOMAIN_ADMINS,
     DOMAIN_APPROVAL,
@@ -202,6 +203,19 @@ def evict(
     )
     envelopes = [_envelope(signer, record, roster.uid, epoch, epoch_key, entropy) for record in records.values()]
     return CharterUpdate(_sign(updated, signer), envelopes)
+
+
+def grant_to_forgotten(roster: Roster, signer: Identity, *, entropy: Entropy, wall: int) -> CharterUpdate | None:
+    """Right after a change of epoch: its key for members who were not known when it was signed; None without any."""
+    charter = _writable(roster, signer)
+    records = {who: record for who, record in roster.records().items() if who not in charter.grants}
+    if not records:
+        return None
+    epoch, epoch_key = charter.epoch, roster.epoch_key
+    grants = {who: _grant(who, roster.uid, epoch, epoch_key, entropy) for who in records}
+    update = _update(charter, signer, wall, grants={**charter.grants, **grants})
+    envelopes = [_envelope(signer, record, roster.uid, epoch, epoch_key, entropy) for record in records.values()]
+    return CharterUpdate(update.charter, envelopes)
 
 
 def unban(roster: Roster, signer: Identity, target: bytes, *, wall: int) -> CharterUpdate:

@@ -9,9 +9,8 @@ from ipaddress import ip_address
 
 from .candidate import Offer
 from .disco import DiscoBox
+from .member import Member
 from .path import PathAgent
-from .roster import Member
-from .transport import Path
 
 
 class PeerState(StrEnum):
@@ -46,10 +45,6 @@ class MeshPeer:
     traffic: Traffic = field(default_factory=Traffic)
     session_at: float | None = None
     """When the last WireGuard session was agreed on, monotonic seconds."""
-    last_known: Path | None = None
-    """A path that worked before the daemon was restarted: worth a handshake when nothing else is known."""
-    tentative: Path | None = None
-    """The path that the engine was given without a verified one."""
     offers_sent: int = 0
     last_offer: tuple[bytes, int] | None = None
     """Disco key and sequence of the newest offer that was accepted."""
@@ -63,7 +58,9 @@ class MeshPeer:
         primary = self.agent.primary
         if primary is not None and self.agent.is_reachable:
             return PeerState.DIRECT if primary.is_direct else PeerState.RELAY
-        return PeerState.CONNECTING if self.is_online else PeerState.OFFLINE
+        return (
+            PeerState.CONNECTING if self.is_online or (primary is not None and primary.is_direct) else PeerState.OFFLINE
+        )
 
     @property
     def routes(self) -> tuple[tuple[bytes, int], ...]:

@@ -12,84 +12,44 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import msgspec
 
 from . import keys as key_rules
 from .charter import (
     Charter,
-    EpochGrant,
     Settings,
     check_genuine,
     check_lineage,
     decode_charter,
     is_banned,
-    merge_bans,
+    merge,
     merge_versions,
+    newer_admins,
     rank,
 )
-from .codec import decode
-from .control import MAX_APPROVAL, MAX_ENVELOPE, MAX_MEMBERS, MemberEntry
+from .control import MAX_APPROVAL, MAX_MEMBERS, MemberEntry
 from .drops import DropReason
-from .errors import MalformedMessage, MembershipError
+from .epochs import EpochKey, EpochKeys
+from .errors import MalformedMessage
 from .keys import Identity
-from .record import (
-    Envelope,
-    Record,
-    check_envelope,
-    check_leave,
-    check_record,
-    decode_signed,
-    is_approved,
-    may_sign_for_network,
+from .member import (
+    EpochChanged,
+    Member,
+    MemberAdded,
+    MemberChanged,
+    MemberRemoved,
+    NetworkDeleted,
+    RosterEvent,
+    SelfEvicted,
+    SelfReinstated,
 )
+from .record import Record, check_envelope, check_leave, check_record, is_approved, may_sign_for_network
 from .signed import Signed
 
-PREVIOUS_EPOCH_LIFETIME = 24 * 3600
-"""Seconds for which a member that was away during a rotation still finds an answer (DESIGN §5)."""
-MAX_EPOCH_KEYS = 2
-"""The current one and the one before."""
 MAX_FORMER = 4096
 """Former members whose nick and last sequence are remembered."""
-
-_settings_decoder = msgspec.msgpack.Decoder(Settings)
-_grant_decoder = msgspec.msgpack.Decoder(EpochGrant)
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """A member whose record was checked.
-
-    `nick` is unique without regard to case: `pbx` stays with the member that was known first (not with who says that it
-    joined first), the next one is `pbx-2`, and stays that until its next record.
-    """
-
-    identity: bytes
-    address: str
-    address6: str
-    nick: str
-    tunnel_key: bytes
-    disco_key: bytes
-    joined_at: int
-    sequence: int
-    software: str
-    subnets: tuple[str, ...]
-    facts: Mapping[str, Any]
-    is_pending: bool
-
-
-class EpochKey(msgspec.Struct, frozen=True, array_like=True):
-    """An epoch's key; `superseded_at` is Unix seconds, None for the current one."""
-
-    epoch: int
-    key: bytes
-    superseded_at: int | None = None
-
-    def __repr__(self) -> str:
-        """Without the key."""
-        return f"EpochKey({self.epoch})"
 
 
 class StoredMember(msgspec.Struct, frozen=True, array_like=True):
@@ -119,54 +79,8 @@ class RosterState(msgspec.Struct, array_like=True):
     evicted: dict[bytes, int] = {}
     unbanned: dict[bytes, int] = {}
     """The charter's, with those of other lines of charters merged in."""
-
-
-@dataclass(frozen=True, slots=True)
-class MemberAdded:
-    """A new peer."""
-
-    member: Member
-
-
-@dataclass(frozen=True, slots=True)
-class MemberChanged:
-    """A peer's newer record."""
-
-    old: Member
-    new: Member
-
-
-@dataclass(frozen=True, slots=True)
-class MemberRemoved:
-    """No peer any more; `reason` is evicted or left."""
-
-    member: Member
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class EpochChanged:
-    """Preshared keys are other ones from now on."""
-
-    epoch: int
-
-
-@dataclass(frozen=True, slots=True)
-class SelfEvicted:
-    """We are out."""
-
-
-@dataclass(frozen=True, slots=True)
-class SelfReinstated:
-    """We were unbanned."""
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkDeleted:
-    """The owner ended the network."""
-
-
-RosterEvent = MemberAdded | MemberChanged | MemberRemoved | EpochChanged | SelfEvicted | SelfReinstated | NetworkDeleted
+    admins: Signed | None = None
+    """The owner's newest list, of whichever line."""
 
 
 class Roster:
@@ -182,21 +96,23 @@ class Roster:
             charter,
             evicted=merge_versions(charter.evicted, state.evicted),
             unbanned=merge_versions(charter.unbanned, state.unbanned),
+            admins=newer_admins(charter.admins, state.admins),
         )
-        self._epoch_keys = list(state.epoch_keys)
+        self._epochs = EpochKeys(uid, identity, state.epoch_keys)
         self._former = dict(state.former)
         self._stored: dict[bytes, StoredMember] = {}
         self._members: dict[bytes, Member] = {}
         self._nicks: dict[str, bytes] = {}
-        self._own_address: str | None = None
-        self._own_tunnel_key: bytes | None = None
+        self._claims: dict[str | bytes, bytes] = {}
+        """Whose an address, a tunnel key or a disco key is."""
         self._events: list[RosterEvent] = []
         for stored in state.members:
             self._restore(stored)
 
     def reserve(self, address: str, tunnel_key: bytes) -> None:
         """Our own address and tunnel key, which no other member may claim."""
-        self._own_address, self._own_tunnel_key = address, tunnel_key
+        for claim in (address, tunnel_key):
+            self._claims[claim] = self._identity.public
 
     @property
     def members(self) -> Mapping[bytes, Member]:
@@ -216,28 +132,27 @@ class Roster:
     @property
     def epoch_key(self) -> bytes:
         """The newest epoch key that we have."""
-        return self._epoch_keys[0].key
+        return self._epochs.newest.key
 
     @property
     def key_epoch(self) -> int:
         """The number of that key's epoch; lower than the charter's while nobody has given us the newest key."""
-        return self._epoch_keys[0].epoch
+        return self._epochs.newest.epoch
 
     @property
     def settings(self) -> Settings:
         """What only members can read. Raises MembershipError if we don't have the charter's epoch key."""
-        plaintext = key_rules.open_secret(self.epoch_key, self._charter.sealed)
-        try:
-            if plaintext is not None:
-                return decode(_settings_decoder, plaintext, limit=MAX_ENVELOPE)
-        except MalformedMessage:
-            pass  # what the signer sealed is not readable: the same as not having the key
-        raise MembershipError("this host does not have the network's current key; leave and join again")
+        return self._epochs.settings(self._charter)
 
     @property
     def is_evicted(self) -> bool:
         """True if the newest charter bans us."""
         return is_banned(self._charter, self._identity.public)
+
+    @property
+    def is_over(self) -> bool:
+        """True if the network is no more, at least for us: nobody is to be talked to."""
+        return self._charter.is_deleted or self.is_evicted
 
     def role(self, owner: Identity | None) -> str:
         """What this host may do: owner, admin or member."""
@@ -259,30 +174,26 @@ class Roster:
 
     def preshared_keys(self, member: Member, own_tunnel_key: bytes, *, wall: int) -> list[bytes]:
         """The pair's preshared keys, newest epoch first; the previous one for 24 hours at most."""
-        return [
-            key_rules.pair_psk(entry.key, own_tunnel_key, member.tunnel_key)
-            for entry in self._epoch_keys
-            # A clock that was set back must not lengthen the time.
-            if entry.superseded_at is None or abs(wall - entry.superseded_at) < PREVIOUS_EPOCH_LIFETIME
-        ]
+        return self._epochs.preshared_keys(member.tunnel_key, own_tunnel_key, wall=wall)
+
+    def previous_epoch_left(self, *, wall: int) -> int | None:
+        """Seconds until `preshared_keys` are fewer; None if they stay."""
+        return self._epochs.previous_left(wall=wall)
 
     def seal_for_members(self, plaintext: bytes, entropy: Callable[[int], bytes]) -> bytes:
         """Seal so that members can read it and the server cannot."""
-        return key_rules.seal_secret(self.epoch_key, plaintext, entropy)
+        return self._epochs.seal(plaintext, entropy)
 
     def open_from_members(self, sealed: bytes) -> bytes | None:
         """Open what a member sealed in this epoch or the one before."""
-        for entry in self._epoch_keys:
-            if (plaintext := key_rules.open_secret(entry.key, sealed)) is not None:
-                return plaintext
-        return None
+        return self._epochs.open(sealed)
 
     def open_envelope(self, signed: Signed | None) -> Signed | None:
         """The member-signed record inside an envelope, unchecked; None if there is none that we can open."""
         if signed is None:
             return None
         try:
-            return self._open_envelope(check_envelope(signed, self._charter))
+            return self._epochs.open_envelope(check_envelope(signed, self._charter))
         except MalformedMessage:
             return None
 
@@ -290,11 +201,12 @@ class Roster:
         """For the disk."""
         return RosterState(
             self._signed,
-            list(self._epoch_keys),
+            self._epochs.export(),
             list(self._stored.values()),
             dict(self._former),
             dict(self._charter.evicted),
             dict(self._charter.unbanned),
+            self._charter.admins,
         )
 
     def take_events(self) -> list[RosterEvent]:
@@ -326,7 +238,7 @@ class Roster:
             if envelope.epoch != self._charter.epoch and entry.identity not in self._members:
                 # The previous epoch is good only for who was known before the rotation.
                 raise MalformedMessage(DropReason.STALE)
-            signed = self._open_envelope(envelope)
+            signed = self._epochs.open_envelope(envelope)
             if signed is None:
                 raise MalformedMessage(DropReason.DECRYPT_FAILED)
             record = check_record(signed, self._charter)
@@ -356,20 +268,16 @@ class Roster:
         charter = check_genuine(signed)
         check_lineage(signed, charter, self._charter)
         if rank(signed, charter) > rank(self._signed, self._charter):
-            self._adopt(signed, merge_bans(charter, self._charter), wall)
+            self._adopt(signed, merge(charter, self._charter), wall)
             return
-        merged = merge_bans(self._charter, charter)
+        merged = merge(self._charter, charter)
         if merged == self._charter:
             raise MalformedMessage(DropReason.STALE)
         self._adopt(self._signed, merged, wall)
 
     def _adopt(self, signed: Signed, charter: Charter, wall: int) -> None:
         was_evicted, was_deleted = self.is_evicted, self._charter.is_deleted
-        # Two lines may both have changed the epoch, so an equal number does not mean an equal key.
-        key = self._find_epoch_key(charter)
-        if key is not None and (charter.epoch, key) != (self.key_epoch, self.epoch_key):
-            superseded = msgspec.structs.replace(self._epoch_keys[0], superseded_at=wall)
-            self._epoch_keys = [EpochKey(charter.epoch, key), superseded, *self._epoch_keys[1:]][:MAX_EPOCH_KEYS]
+        if self._epochs.adopt(charter, self._charter, wall=wall):
             self._events.append(EpochChanged(charter.epoch))
         self._signed, self._charter = signed, charter
         for member in list(self._members.values()):
@@ -381,28 +289,6 @@ class Roster:
             self._events.append(SelfEvicted() if self.is_evicted else SelfReinstated())
         if charter.is_deleted and not was_deleted:
             self._events.append(NetworkDeleted())
-
-    def _find_epoch_key(self, charter: Charter) -> bytes | None:
-        """From our grant; or, if who rotated did not know us yet, from the wrap under the unchanged password."""
-        grants = [self._identity.open_sealed(charter.grants.get(self._identity.public, b""))]
-        if charter.wrap is not None:
-            try:
-                wrap_key = self.settings.wrap_key
-            except MembershipError:
-                wrap_key = None
-            if wrap_key is not None:
-                grants.append(key_rules.open_secret(wrap_key, charter.wrap))
-        for plaintext in grants:
-            if plaintext is not None and (key := open_grant(plaintext, self.uid, charter.epoch)) is not None:
-                return key
-        return None
-
-    def _open_envelope(self, envelope: Envelope) -> Signed | None:
-        for entry in self._epoch_keys:
-            plaintext = key_rules.open_secret(entry.key, envelope.sealed) if entry.epoch == envelope.epoch else None
-            if plaintext is not None:
-                return decode_signed(plaintext)
-        return None
 
     def _accept(self, record: Record, stored: StoredMember) -> None:
         if is_banned(self._charter, record.identity):
@@ -416,7 +302,7 @@ class Roster:
         self._check_claims(record)
         if old is not None:
             stored = self._newer(old, record, stored)
-            self._nicks.pop(old.nick.casefold(), None)
+            self._forget(old)
         new = self._member(record, stored)
         self._put(new, stored)
         self._former.pop(record.identity, None)
@@ -426,13 +312,9 @@ class Roster:
             self._events.append(MemberChanged(old, new))
 
     def _check_claims(self, record: Record) -> None:
-        is_taken = record.address == self._own_address or record.tunnel_key == self._own_tunnel_key
-        if is_taken or any(
-            other.identity != record.identity
-            and (other.address == record.address or other.tunnel_key == record.tunnel_key)
-            for other in self._members.values()
-        ):
-            raise MalformedMessage(DropReason.UNEXPECTED)
+        for claim in _claims(record):
+            if self._claims.get(claim, record.identity) != record.identity:
+                raise MalformedMessage(DropReason.UNEXPECTED)
 
     def _newer(self, member: Member, record: Record, new: StoredMember) -> StoredMember:
         """`new`, with the approval that is worth more: who keeps one back must not make a member pending."""
@@ -449,6 +331,13 @@ class Roster:
         self._stored[member.identity] = stored
         self._members[member.identity] = member
         self._nicks[member.nick.casefold()] = member.identity
+        for claim in _claims(member):
+            self._claims[claim] = member.identity
+
+    def _forget(self, member: Member) -> None:
+        del self._nicks[member.nick.casefold()]
+        for claim in _claims(member):
+            del self._claims[claim]
 
     def _refresh(self, member: Member) -> None:
         """The new charter may change what an approval is worth."""
@@ -460,7 +349,7 @@ class Roster:
     def _remove(self, member: Member, reason: str, former: FormerMember) -> None:
         del self._members[member.identity]
         del self._stored[member.identity]
-        del self._nicks[member.nick.casefold()]
+        self._forget(member)
         self._former[member.identity] = former
         while len(self._former) > MAX_FORMER:
             del self._former[next(iter(self._former))]
@@ -495,6 +384,7 @@ class Roster:
     def _restore(self, stored: StoredMember) -> None:
         try:
             record = check_record(stored.record, self._charter)
+            self._check_claims(record)
         except MalformedMessage as error:
             self.drops[error.reason] += 1
             return
@@ -513,10 +403,6 @@ def _bounded(approval: Signed | None) -> Signed | None:
     return approval
 
 
-def open_grant(plaintext: bytes, uid: bytes, epoch: int) -> bytes | None:
-    """The epoch key of a grant that is for this network and epoch."""
-    try:
-        grant = decode(_grant_decoder, plaintext, limit=MAX_ENVELOPE)
-    except MalformedMessage:
-        return None
-    return grant.key if grant.uid == uid and grant.epoch == epoch and len(grant.key) == 32 else None
+def _claims(member: Record | Member) -> tuple[str, bytes, bytes]:
+    """What only one member may have. Two with one disco key could answer each other's probes."""
+    return member.address, member.tunnel_key, member.disco_key

@@ -6,6 +6,8 @@ Loss (G.113 Appendix I, G.711 with packet loss concealment, random loss): Ie_eff
 
 from __future__ import annotations
 
+import math
+
 BASE_R = 93.2
 _PACKETISATION = 20.0
 """Milliseconds of speech in one packet."""
@@ -15,6 +17,8 @@ SWITCH_MARGIN = 5.0
 """Points of R by which another path must be better: half of what a listener notices as a step of quality."""
 DIRECT_BONUS = 3.0
 """Points: of two paths that sound alike, the one without a third party's bandwidth and fate."""
+_CONFIDENCE = 1.28
+"""Standard deviations: in one case of ten the true loss is above the upper bound, in one of ten below the lower."""
 
 
 def r_factor(rtt: float, jitter: float, loss: float) -> float:
@@ -24,6 +28,22 @@ def r_factor(rtt: float, jitter: float, loss: float) -> float:
     delay_loss = 0.024 * delay + (0.11 * (delay - _KNEE) if delay > _KNEE else 0.0)
     percent = 100 * min(max(loss, 0.0), 1.0)
     return max(0.0, BASE_R - delay_loss - 95 * percent / (percent + _LOSS_ROBUSTNESS))
+
+
+def one_way_loss(round_trip: float) -> float:
+    """The share lost one way, from that of round trips, as if both ways were alike."""
+    return 1 - math.sqrt(1 - min(max(round_trip, 0.0), 1.0))
+
+
+def loss_bounds(lost: int, total: int) -> tuple[float, float]:
+    """Between which shares the true loss lies, probably (Wilson's interval). Few pings say little: (0, 1) for none."""
+    if total == 0:
+        return 0.0, 1.0
+    share, square = lost / total, _CONFIDENCE**2
+    middle = share + square / (2 * total)
+    width = _CONFIDENCE * math.sqrt(share * (1 - share) / total + square / (4 * total**2))
+    scale = 1 + square / total
+    return max(0.0, (middle - width) / scale), min(1.0, (middle + width) / scale)
 
 
 def mos(r: float) -> float:

@@ -123,16 +123,9 @@ class _Peer:
     response_index: int = 0
     last_timestamp: bytes = bytes(12)
     keypair_at: float | None = None
-    asked_at: float = float("-inf")
-    answered_at: float = float("-inf")
     keypair_indices: list[int] = field(default_factory=list)
     silence: SilenceTimer = field(default_factory=SilenceTimer)
     persistent_keepalive: float | None = None
-
-    @property
-    def has_asked_and_answered(self) -> bool:
-        """True if the newest sessions came of two handshakes that crossed."""
-        return abs(self.asked_at - self.answered_at) < REKEY_TIMEOUT
 
 
 class WireGuard:
@@ -191,18 +184,8 @@ class WireGuard:
         self._start(self._peers[peer], now, wall_ns)
 
     def handle_rekey_wanted(self, peer: int, *, now: float, wall_ns: int) -> None:
-        """The keypair in use is due for renewal (REKEY_AFTER_TIME, REKEY_AFTER_MESSAGES).
-
-        Ends that began at once are due at once, each for the keypair that it asked for. If both asked again, the old
-        pair would go while packets sealed with it are under way, every two minutes. So the one with the greater key
-        lets the other go first; there is a minute until the old keys expire.
-        """
-        entry = self._peers[peer]
-        if entry.attempt is None and self.public_key > entry.public_key and entry.has_asked_and_answered:
-            entry.attempt = _Attempt(started_at=now, retry_at=now + REKEY_TIMEOUT)
-            self._schedule(entry)
-        else:
-            self._start(entry, now, wall_ns)
+        """The keypair in use is due for renewal (REKEY_AFTER_TIME, REKEY_AFTER_MESSAGES)."""
+        self._start(self._peers[peer], now, wall_ns)
 
     def handle_keypair_confirmed(self, peer: int, local_index: int, *, now: float) -> None:
         """The peer used the keypair that our response made."""
@@ -229,8 +212,13 @@ class WireGuard:
     def handle_path_available(self, peer: int, *, now: float, wall_ns: int) -> None:
         """There is a (new) way to the peer: what may have been lost on the old one is sent again."""
         entry = self._peers[peer]
-        if entry.attempt is not None and now - entry.attempt.sent_at >= MIN_RESEND:
+        if entry.attempt is None:
+            return
+        if (earliest := entry.attempt.sent_at + MIN_RESEND) <= now:
             self._send_initiation(entry, entry.attempt, now, wall_ns)
+        else:
+            entry.attempt.retry_at = min(entry.attempt.retry_at, earliest)
+            self._schedule(entry)
 
     def next_timeout(self) -> float | None:
         """The next repetition or end of keys."""
@@ -371,6 +359,10 @@ class WireGuard:
         attempt = entry.attempt if entry is not None else None
         if entry is None or attempt is None or attempt.index != message.receiver or attempt.handshake is None:
             return DropReason.UNKNOWN_INDEX
+        if entry.initiation_at >= attempt.sent_at and self.public_key < entry.public_key:
+            # Both began at once. Two sessions would come due together each REKEY_AFTER_TIME: the one that the greater
+            # key began is enough, and if our answer to it was lost, ours is tried again.
+            return None
         keys = _open_response(attempt.handshake, message.noise, entry.preshared_keys)
         if keys is None:
             return DropReason.DECRYPT_FAILED
@@ -391,10 +383,6 @@ class WireGuard:
         self, entry: _Peer, local: int, remote: int, keys: TransportKeys, *, is_initiator: bool, now: float
     ) -> None:
         entry.keypair_at = now
-        if is_initiator:
-            entry.asked_at = now
-        else:
-            entry.answered_at = now
         entry.keypair_indices.append(local)
         # The engine holds three keypairs (previous, current, next): older indices are free again.
         self._release(entry.keypair_indices, keep=3)

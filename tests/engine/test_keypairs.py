@@ -47,13 +47,25 @@ def test_the_one_before_the_previous_is_forgotten(side: Side) -> None:
 
 def test_a_next_that_is_never_used_makes_room_for_the_newer(side: Side) -> None:
     install(side.plane, 1, 2, is_initiator=True)
+    install(side.plane, 3, 4, is_initiator=True)
+    install(side.plane, 5, 6, is_initiator=False)
+    install(side.plane, 7, 8, is_initiator=False)
+    side.inject(seal(5, 6, 0, b""), seal(1, 2, 0, b""), seal(3, 4, 0, b""), seal(7, 8, 0, b""))
+    side.settle()
+    side.push(packet(A_HOST, B_HOST, 1))
+    assert unseal(7, 8, side.sent(1)[0])[0] == 0
+    assert side.drops() == {"unknown_index": 1}
+
+
+def test_without_a_previous_a_next_that_makes_room_still_opens(side: Side) -> None:
+    install(side.plane, 1, 2, is_initiator=True)
     install(side.plane, 3, 4, is_initiator=False)
     install(side.plane, 5, 6, is_initiator=False)
     side.inject(seal(3, 4, 0, b""), seal(1, 2, 0, b""), seal(5, 6, 0, b""))
     side.settle()
     side.push(packet(A_HOST, B_HOST, 1))
     assert unseal(5, 6, side.sent(1)[0])[0] == 0
-    assert side.drops() == {"unknown_index": 1}
+    assert side.drops() == {}
 
 
 def test_an_index_in_use_is_refused_and_changes_nothing(joined: Side) -> None:

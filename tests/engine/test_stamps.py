@@ -51,6 +51,17 @@ def test_who_hears_the_peer_on_the_keypair_in_use_keeps_that_one(side: Side) -> 
     assert side.received == [1, 2, 3]
 
 
+def test_an_answer_of_which_the_peer_makes_no_use_displaces_nothing_when_we_ask(side: Side) -> None:
+    side.install(11, 12, is_initiator=True)
+    side.receive(11, 1)
+    side.install(21, 22, is_initiator=False)  # the peer found out meanwhile that it has a session
+    side.install(31, 32, is_initiator=True)
+    side.receive(11, 2)
+    side.receive(31, 3)
+    side.receive(21, 4)  # it may come yet
+    assert side.received == [1, 2, 3, 4]
+
+
 class Side:
     """The twin with one peer."""
 

@@ -6,15 +6,16 @@ made anew for each input, so that one line of hexadecimal is all that a failure 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from ipaddress import IPv4Network
 from typing import Any
 
 import msgspec
 
 from meshvpn import ipc
-from meshvpn.proto import candidate, control, disco, messages, roster, stun
+from meshvpn.proto import candidate, control, disco, epochs, messages, owner, stun
 from meshvpn.proto.charter import check_charter, check_genuine
 from meshvpn.proto.commands import apply as apply_command
 from meshvpn.proto.control import MemberEntry, PresenceEntry, RelayGrant
@@ -28,6 +29,7 @@ from meshvpn.proto.keys import Identity
 from meshvpn.proto.messages import CookieReply, Initiation, Response
 from meshvpn.proto.node import Node
 from meshvpn.proto.record import check_envelope, check_leave, check_record, decode_signed, is_approved
+from meshvpn.proto.roster import Roster
 from meshvpn.proto.signed import (
     DOMAIN_APPROVAL,
     DOMAIN_CHARTER,
@@ -230,7 +232,7 @@ def boxes() -> tuple[DiscoBox, DiscoBox]:
 def disco_seeds() -> list[bytes]:
     drawer = Drawer(5)
     sender = boxes()[1]
-    return [sender.seal(Ping(bytes(12)), drawer), sender.seal(Pong(bytes(12), PATH.remote, 1), drawer)]
+    return [sender.seal(Ping(bytes(12), 1), drawer), sender.seal(Pong(bytes(12), PATH.remote, 1), drawer)]
 
 
 def run_disco_message(data: bytes) -> str:
@@ -239,7 +241,7 @@ def run_disco_message(data: bytes) -> str:
 
 
 def disco_message_seeds() -> list[bytes]:
-    return [disco._encode(Ping(bytes(12))), disco._encode(Pong(bytes(12), Address("2001:db8::1", 5), 1))]
+    return [disco._encode(Ping(bytes(12), 1)), disco._encode(Pong(bytes(12), Address("2001:db8::1", 5), 1))]
 
 
 # Control messages.
@@ -268,12 +270,12 @@ def network() -> dict[str, Any]:
         "uid": uid,
         "identity": identity,
         "founder": founder,
+        "us": first.membership._keys.identity,
+        "state": first.roster.export(),
     }
 
 
 def _envelope_of(nodes: list[Node]) -> Signed:
-    from meshvpn.proto import owner
-
     second = nodes[1]
     record = second.membership.own_record
     assert record is not None
@@ -308,14 +310,18 @@ def run_request(data: bytes) -> str:
         return error.reason.value
     if isinstance(request, control.Create | control.Join | control.Attach):
         core.is_proof_valid(request, bytes(32))
+    if not isinstance(request, control.Signal):
+        decide(request)
+    return "ok"
+
+
+def decide(request: core.Answered) -> None:
     parts = network()
     stored = core.StoredEntry(parts["identity"].public, "10.1.2.2", WALL, parts["envelope"])
     document = core.NetworkDoc(parts["charter"], parts["identity"].public, [stored], [])
     for known in (document, None):
-        if not isinstance(request, control.Signal):
-            outcome = core.apply(known, request, parts["identity"].public, wall=WALL)
-            assert isinstance(outcome.reply, core.Admission) or control.encode(outcome.reply)
-    return "ok"
+        outcome = core.apply(known, request, parts["identity"].public, wall=WALL)
+        assert isinstance(outcome.reply, core.Admission) or control.encode(outcome.reply)
 
 
 def response_seeds() -> list[bytes]:
@@ -357,13 +363,14 @@ def attached(rid: int) -> control.Attached:
 
 def run_response(data: bytes) -> str:
     """A node whose server lies, in three states of the connection."""
-    for opening in ([], [control.encode(welcome())], [control.encode(welcome()), control.encode(attached(1))]):
-        node = make_nodes(Drawer(6))[0]
-        node.session.handle_start(now=1.0)
-        node.handle_connected(["198.51.100.1"], now=1.0, wall_ns=WALL_NS)
-        for message in (*opening, data, data):
+    opening: list[control.Response] = [welcome(), attached(1)]
+    for count in range(3):
+        node = node_that_heard(opening[:count])
+        before = node.roster.export()
+        for message in (data, data):
             node.handle_control_message(message, now=1.1, wall_ns=WALL_NS)
         node.handle_timeout(now=2.0, wall_ns=WALL_NS)
+        assert node.roster.export() == before or is_about_members(data)
         plane = DataPlane()
         for command in node.take_commands():
             apply_command(command, plane)
@@ -372,37 +379,129 @@ def run_response(data: bytes) -> str:
     return outcome_of(lambda: session.handle_message(data, now=1.0))
 
 
+def node_that_heard(messages: Sequence[control.Response]) -> Node:
+    """A node with peers, connected to its server."""
+    node = make_nodes(Drawer(6))[0]
+    node.session.handle_start(now=1.0)
+    node.handle_connected(["198.51.100.1"], now=1.0, wall_ns=WALL_NS)
+    for message in messages:
+        node.handle_control_message(control.encode(message), now=1.1, wall_ns=WALL_NS)
+    return node
+
+
+def is_about_members(data: bytes) -> bool:
+    """May the message change a roster?"""
+    members = control.Attached | control.CharterChanged | control.MemberChanged | control.MemberLeft
+    return isinstance(control.decode_response(data), members)
+
+
+def run_offer(data: bytes) -> str:
+    """Candidates as a member seals them, for a node that is attached."""
+    node = node_that_heard([welcome(), attached(1)])
+    node.handle_start({}, now=1.1, wall_ns=WALL_NS)
+    assert node.peers
+    before, dropped = node.roster.export(), sum(node.drops.values())
+    sealed = fresh_roster().seal_for_members(data, Drawer(8))
+    signalled = control.Signalled(source=network()["identity"].public, payload=sealed)
+    node.handle_control_message(control.encode(signalled), now=1.2, wall_ns=WALL_NS)
+    node.handle_timeout(now=2.0, wall_ns=WALL_NS)
+    assert node.roster.export() == before
+    return "dropped" if sum(node.drops.values()) > dropped else "ok"
+
+
+def offer_seeds() -> list[bytes]:
+    parts = network()
+    offer = candidate.Offer(
+        format=1,
+        uid=parts["uid"],
+        source=parts["identity"].public,
+        destination=parts["us"].public,
+        sequence=5,
+        disco_key=fresh_roster().members[parts["identity"].public].disco_key,
+        candidates=[candidate.Candidate(1, "192.0.2.7", 7), candidate.Candidate(4, "2001:db8::1", 8)],
+    )
+    return [offer.encode()]
+
+
 def node_datagram_seeds() -> list[bytes]:
     """What the other node sends it: a handshake, its probes, and what any server does."""
     other = nodes_with_a_session(Drawer(1))[0][1]
     other.handle_rekey_wanted(1, now=121.0, wall_ns=WALL_NS + 2 * 10**9)
     agent = next(iter(other.peers.values())).agent
-    sealed = [agent.disco.seal(message, Drawer(2)) for message in (Ping(bytes(12)), Pong(bytes(12), PATH.remote, 1))]
+    sealed = [agent.disco.seal(message, Drawer(2)) for message in (Ping(bytes(12), 1), Pong(bytes(12), PATH.remote, 1))]
     return [item.data for item in other.take_transmits()] + sealed + stun_seeds()
 
 
 def run_node_datagram(data: bytes) -> str:
     """Anything on the UDP socket of a node in the middle of its life."""
     nodes, _, _ = nodes_with_a_session(Drawer(1))
-    before = sum(nodes[0].drops.values())
+    before, dropped = nodes[0].roster.export(), sum(nodes[0].drops.values())
     nodes[0].handle_datagram(data, PATHS[1], now=121.0, wall_ns=WALL_NS)
     nodes[0].handle_timeout(now=122.0, wall_ns=WALL_NS)
-    return "dropped" if sum(nodes[0].drops.values()) > before else "ok"
+    assert nodes[0].roster.export() == before
+    return "dropped" if sum(nodes[0].drops.values()) > dropped else "ok"
 
 
 # Signed things: the bodies are damaged and then signed again, as a member can.
 
 
-def signed_target(name: str, domain: bytes, check: Callable[[Signed], object], signer: str = "identity") -> Target:
+def signed_target(
+    name: str,
+    domain: bytes,
+    check: Callable[[Signed], object],
+    use: Callable[[Signed], None],
+    signer: str = "identity",
+) -> Target:
+    """`use` gives it to the machines that take it from who may sign it."""
+
     def run(data: bytes) -> str:
         identity: Identity = network()[signer]
-        resigned = outcome_of(lambda: check(identity.sign(domain, data)))
+        resigned = identity.sign(domain, data)
+        use(resigned)
         stolen = outcome_of(lambda: check(Signed(data, network()[name].signer, network()[name].signature)))
         assert stolen in DROPS | {"ok"}
-        return resigned
+        return outcome_of(lambda: check(resigned))
 
     allowed = PARSE_DROPS | {"bad_signature", "not_for_us", "stale", "ok"}
     return Target(name, run, lambda: [network()[name].body], allowed, is_packed=True)
+
+
+def use_charter(signed: Signed) -> None:
+    for check in (check_genuine, lambda given: check_charter(given, network()["charter"])):
+        assert outcome_of(lambda check=check: check(signed)) in DROPS | {"ok"}  # type: ignore[misc]
+    change(lambda members: members.handle_charter(signed, [], wall=WALL))
+    decide(control.PutCharter(rid=1, charter=signed, envelopes=[]))
+
+
+def use_record(signed: Signed) -> None:
+    """In an envelope that is in order."""
+    identity, members = network()["identity"], fresh_roster()
+    fields = msgspec.msgpack.decode(network()["envelope"].body)
+    fields[-1] = members.seal_for_members(msgspec.msgpack.encode(signed), Drawer(8))
+    use_envelope(identity.sign(DOMAIN_ENVELOPE, msgspec.msgpack.encode(fields)))
+
+
+def use_envelope(signed: Signed) -> None:
+    public = network()["identity"].public
+    change(lambda members: members.handle_entry(MemberEntry(public, "10.1.2.2", signed), wall=WALL))
+    decide(control.PutRecord(rid=1, envelope=signed))
+
+
+def use_leave(signed: Signed) -> None:
+    change(lambda members: members.handle_leave(signed, wall=WALL))
+    decide(control.PutLeave(rid=1, leave=signed))
+
+
+def change(handle: Callable[[Roster], DropReason | None]) -> None:
+    """A roster takes it, or is as before."""
+    members = fresh_roster()
+    before = members.export()
+    assert handle(members) is None or members.export() == before
+
+
+def fresh_roster() -> Roster:
+    parts = network()
+    return Roster(parts["uid"], parts["us"], parts["state"])
 
 
 def charter_of() -> Any:
@@ -420,13 +519,14 @@ def run_approval(data: bytes) -> str:
 
 def run_sealed(data: bytes) -> str:
     """What stands sealed in a charter or an offer, opened: grants and candidates."""
-    grant = roster.open_grant(data, bytes(16), 1)
+    grant = epochs.open_grant(data, bytes(16), 1)
     assert grant is None or len(grant) == 32
     try:
         offer = candidate.decode_offer(data)
     except MalformedMessage as error:
         return error.reason.value
-    candidate.usable(offer.candidates, [])
+    kept = candidate.usable(offer.candidates, [IPv4Network("10.1.2.0/24")])
+    assert all(0 < entry.address.port < 65536 for entry in kept)
     return "ok"
 
 
@@ -509,10 +609,11 @@ TARGETS = [
         node_datagram_seeds,
         frozenset({"dropped", "ok"}),
     ),
-    signed_target("charter", DOMAIN_CHARTER, lambda signed: check_charter(signed, None), "founder"),
-    signed_target("record", DOMAIN_RECORD, lambda signed: check_record(signed, charter_of())),
-    signed_target("envelope", DOMAIN_ENVELOPE, lambda signed: check_envelope(signed, charter_of())),
-    signed_target("leave", DOMAIN_LEAVE, lambda signed: check_leave(signed, network()["uid"])),
+    Target("offer", run_offer, offer_seeds, frozenset({"dropped", "ok"}), is_packed=True),
+    signed_target("charter", DOMAIN_CHARTER, lambda signed: check_charter(signed, None), use_charter, "founder"),
+    signed_target("record", DOMAIN_RECORD, lambda signed: check_record(signed, charter_of()), use_record),
+    signed_target("envelope", DOMAIN_ENVELOPE, lambda signed: check_envelope(signed, charter_of()), use_envelope),
+    signed_target("leave", DOMAIN_LEAVE, lambda signed: check_leave(signed, network()["uid"]), use_leave),
     Target(
         "approval", run_approval, lambda: [network()["approval"].body], frozenset({"True", "False"}), is_packed=True
     ),

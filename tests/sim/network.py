@@ -247,6 +247,7 @@ class Network:
         self.hosts: list[Host] = []
         self.outcomes: Counter[str] = Counter()
         self.spoilt: dict[tuple[str, str], float] = {}
+        self.detours: dict[tuple[str, str], float] = {}
         self.filters: list[Callable[[Packet], bool]] = []
         self.observers: list[Callable[[Packet, str], None]] = []
         self._random = random.Random(f"{seed}/network")
@@ -280,9 +281,14 @@ class Network:
         """Lose a share of everything between two addresses as the outer segment sees them, both ways."""
         self.spoilt[left, right] = self.spoilt[right, left] = loss
 
+    def detour(self, left: str, right: str, seconds: float) -> None:
+        """Delay everything between two addresses as the outer segment sees them, both ways."""
+        self.detours[left, right] = self.detours[right, left] = seconds
+
     def heal(self) -> None:
-        """No path is spoilt, and nothing is filtered."""
+        """No path is spoilt or long, and nothing is filtered."""
         self.spoilt.clear()
+        self.detours.clear()
         self.filters.clear()
 
     def run_until(self, until: float) -> None:
@@ -348,9 +354,10 @@ class Network:
             return self.note(packet, "too big")
         if link.loss and self._random.random() < link.loss:
             return self.note(packet, "lost")
+        detour = self.detours.get((packet.source.host, packet.destination.host), 0.0)
         copies = 2 if link.duplication and self._random.random() < link.duplication else 1
         for _ in range(copies):
-            delay = link.latency + (self._random.uniform(0, link.jitter) if link.jitter else 0.0)
+            delay = detour + link.latency + (self._random.uniform(0, link.jitter) if link.jitter else 0.0)
             if link.reordering and self._random.random() < link.reordering:
                 delay += link.latency + link.jitter
             self.call_at(self.now + delay, lambda: self._arrive(packet, segment, receiver))

@@ -18,7 +18,7 @@ from meshvpn.proto.disco import DiscoBox
 from meshvpn.proto.drops import DropReason
 from meshvpn.proto.errors import MalformedMessage
 from meshvpn.proto.gather import CandidatesChanged, Gatherer, RelayBound, RelayUnbound
-from meshvpn.proto.path import OfferWanted, PathAgent, PrimaryChanged
+from meshvpn.proto.path import MappingDoubted, OfferWanted, PathAgent, PrimaryChanged
 from meshvpn.proto.transport import Address, Path, RelayHop, Transmit
 from rendezvous.limits import Limits
 from rendezvous.relay import Relay
@@ -325,9 +325,9 @@ class MeshNode:
                 case RelayUnbound():
                     self._relay_server = None
                     self._update_relays(now)
-        self._transmits += self.gatherer.take_transmits()
         for peer in self.peers.values():
             self._settle_peer(peer, now)
+        self._transmits += self.gatherer.take_transmits()
 
     def _settle_peer(self, peer: Peer, now: float) -> None:
         for event in peer.agent.take_events():
@@ -336,6 +336,8 @@ class MeshNode:
                     peer.changes.append((now, primary, secondary))
                 case OfferWanted():
                     self._send_offer(peer)
+                case MappingDoubted():
+                    self.gatherer.handle_doubt(now=now)
         self._transmits += peer.agent.take_transmits()
 
     def _update_relays(self, now: float) -> None:

@@ -38,12 +38,12 @@ def entropy(seed: int = 1) -> Callable[[int], bytes]:
 
 
 def test_the_layout_is_magic_key_nonce_box() -> None:
-    data = alice().seal(Ping(TRANSACTION), entropy())
+    data = alice().seal(Ping(TRANSACTION, 0x0102), entropy())
     assert data[:6] == b"MVdsc1"
     assert data[6:38] == ALICE_PUBLIC == disco.sender_key(data)
     # Opened by the other end with the library alone, from the two keys.
     plaintext = bindings.crypto_box_open(data[62:], data[38:62], ALICE_PUBLIC, BOB_SECRET)
-    assert plaintext == b"\x01" + TRANSACTION + bytes(disco.PING_BYTES - 13)
+    assert plaintext == b"\x01" + TRANSACTION + bytes(6) + b"\x01\x02" + bytes(disco.PING_BYTES - 21)
 
 
 def test_a_pong_has_the_documented_bytes() -> None:
@@ -52,10 +52,15 @@ def test_a_pong_has_the_documented_bytes() -> None:
     assert plaintext == b"\x02" + TRANSACTION + b"\x04" + bytes([192, 0, 2, 7]) + bytes(12) + b"\x12\x34\0\0\0\x05"
 
 
-@given(st.binary(min_size=12, max_size=12), st.integers(disco.PING_BYTES, 1400), st.integers(0, 2**32))
+@given(
+    st.binary(min_size=12, max_size=12),
+    st.integers(0, 2**64 - 1),
+    st.integers(disco.PING_BYTES, 1400),
+    st.integers(0, 2**32),
+)
 @settings(max_examples=50, deadline=None)
-def test_a_ping_is_read_back(transaction_id: bytes, size: int, seed: int) -> None:
-    ping = Ping(transaction_id, size)
+def test_a_ping_is_read_back(transaction_id: bytes, sequence: int, size: int, seed: int) -> None:
+    ping = Ping(transaction_id, sequence, size)
     data = alice().seal(ping, entropy(seed))
     assert len(data) == disco.OVERHEAD + size
     assert bob().open(data) == ping
@@ -74,7 +79,7 @@ def test_a_pong_is_read_back(transaction_id: bytes, host: IPv4Address | IPv6Addr
 
 
 def test_a_pong_is_never_longer_than_the_shortest_ping() -> None:
-    ping = alice().seal(Ping(TRANSACTION), entropy())
+    ping = alice().seal(Ping(TRANSACTION, 7), entropy())
     for host in ("192.0.2.1", "2001:db8::1"):
         assert len(bob().seal(Pong(TRANSACTION, Address(host, 65535), 2**40), entropy())) <= len(ping)
 
@@ -85,13 +90,13 @@ def test_a_ping_too_short_to_be_answered_is_refused() -> None:
 
 
 def test_only_the_other_end_opens_it() -> None:
-    data = alice().seal(Ping(TRANSACTION), entropy())
+    data = alice().seal(Ping(TRANSACTION, 7), entropy())
     assert reason_of(DiscoBox(bytes(32), ALICE_PUBLIC), data) in (DropReason.DECRYPT_FAILED, DropReason.NOT_FOR_US)
     assert reason_of(DiscoBox(BOB_SECRET, disco.public_key(bytes(32))), data) is DropReason.UNKNOWN_PEER
 
 
 @pytest.mark.parametrize(
-    "message", [Ping(TRANSACTION), Pong(TRANSACTION, Address("192.0.2.1", 1), 1)], ids=["ping", "pong"]
+    "message", [Ping(TRANSACTION, 7), Pong(TRANSACTION, Address("192.0.2.1", 1), 1)], ids=["ping", "pong"]
 )
 def test_a_datagram_sent_back_with_the_sender_swapped_does_not_open(message: Ping | Pong) -> None:
     for secret, box in ((ALICE_SECRET, alice()), (BOB_SECRET, bob())):
@@ -107,7 +112,7 @@ def test_a_datagram_sent_back_with_the_sender_swapped_does_not_open(message: Pin
 
 
 def test_every_flipped_bit_is_noticed() -> None:
-    data = alice().seal(Ping(TRANSACTION), entropy())
+    data = alice().seal(Ping(TRANSACTION, 7), entropy())
     receiver = bob()
     for position in range(len(data) * 8):
         damaged = bytearray(data)
@@ -117,7 +122,7 @@ def test_every_flipped_bit_is_noticed() -> None:
 
 
 def test_every_truncation_is_rejected() -> None:
-    data = alice().seal(Ping(TRANSACTION), entropy())
+    data = alice().seal(Ping(TRANSACTION, 7), entropy())
     for size in range(len(data)):
         with pytest.raises(MalformedMessage):
             bob().open(data[:size])
@@ -128,7 +133,7 @@ def test_a_key_of_low_order_makes_a_box_that_nothing_opens() -> None:
     forged = disco.MAGIC + bytes(32) + bytes(24) + bindings.crypto_secretbox(b"\x01" + bytes(35), bytes(24), bytes(32))
     assert disco.is_disco(forged)
     assert reason_of(box, forged) is not None
-    box.seal(Ping(TRANSACTION), entropy())
+    box.seal(Ping(TRANSACTION, 7), entropy())
 
 
 @given(st.binary(max_size=80))

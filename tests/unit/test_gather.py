@@ -51,13 +51,34 @@ def test_no_more_servers_are_asked_than_the_cap() -> None:
     assert len(started(*many).take_transmits()) == gather.MAX_SERVERS
 
 
-def test_silence_is_asked_again_fast_and_then_left_alone_until_the_refresh() -> None:
+def test_silence_of_all_servers_is_asked_again_fast_and_then_each_five_seconds() -> None:
     world = World(started(FIRST, SECOND), lambda server: None)
     world.run(20.0)
-    assert world.sent_at(FIRST) == pytest.approx([0.0, 0.1, 0.3, 0.7, 1.5])
+    assert world.sent_at(FIRST) == pytest.approx([0.0, 0.1, 0.3, 0.7, 1.5, 6.5, 11.5, 16.5])
     assert world.sent_at(SECOND) == world.sent_at(FIRST)
-    world.run(26.0)
-    assert 22.5 <= world.sent_at(FIRST)[5] <= 25.0
+    world.run(3600.0)
+    assert len(world.sent_at(FIRST)) <= 3600 / 25 * 1.1 * 9
+
+
+def test_a_doubt_starts_a_burst_and_many_doubts_start_no_more() -> None:
+    world = World(started(FIRST, SECOND), lambda server: OUTSIDE)
+    world.run(10.0)
+    for at in (10.0, 10.2, 10.9, 11.0):
+        world.run(at)
+        world.gatherer.handle_doubt(now=at)
+    world.run(12.0)
+    assert world.sent_at(FIRST) == pytest.approx([0.0, 10.0, 11.0])
+
+
+def test_a_new_address_found_by_a_doubt_is_reported() -> None:
+    where = [OUTSIDE]
+    world = World(started(FIRST, SECOND), lambda server: where[0])
+    world.run(5.0)
+    where[0] = Address("203.0.113.5", 40001)
+    world.gatherer.handle_doubt(now=5.0)
+    world.run(6.0)
+    assert Candidate(CandidateKind.SERVER_REFLEXIVE, "203.0.113.5", 40001) in world.candidates()
+    assert Candidate(CandidateKind.SERVER_REFLEXIVE, *parts(OUTSIDE)) not in world.candidates()
 
 
 def test_what_is_answered_is_not_asked_again_before_the_refresh() -> None:

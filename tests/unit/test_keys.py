@@ -14,9 +14,9 @@ from nacl import bindings
 from meshvpn.proto import keys
 from meshvpn.proto.charter import EpochGrant, Settings
 from meshvpn.proto.control import RelayGrant
+from meshvpn.proto.epochs import EpochKey
 from meshvpn.proto.errors import ConfigError
 from meshvpn.proto.keys import Identity, NetworkKeys
-from meshvpn.proto.roster import EpochKey
 from meshvpn.proto.signed import DOMAIN_ENVELOPE, DOMAIN_RECORD, Signed
 
 from .torsion import TorsionIdentity

@@ -13,8 +13,9 @@ from meshvpn.proto.control import MemberEntry
 from meshvpn.proto.drops import DropReason
 from meshvpn.proto.errors import MembershipError
 from meshvpn.proto.keys import Identity, NetworkKeys, network_uid
+from meshvpn.proto.member import MemberRemoved, SelfEvicted
 from meshvpn.proto.owner import CharterUpdate, PasswordRule
-from meshvpn.proto.roster import MemberRemoved, Roster, RosterState, SelfEvicted
+from meshvpn.proto.roster import Roster, RosterState
 from meshvpn.proto.signed import Signed
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshvpn.proto.score import BASE_R, mos, r_factor
+from meshvpn.proto.score import BASE_R, loss_bounds, mos, one_way_loss, r_factor
 
 SECONDS = st.floats(0, 5, allow_nan=False)
 SHARES = st.floats(0, 1, allow_nan=False)
@@ -66,3 +66,29 @@ def test_a_higher_r_is_never_a_lower_opinion(r: float, more: float) -> None:
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_a_share_outside_its_range_is_taken_as_its_nearest_bound(loss: float) -> None:
     assert r_factor(0.05, 0.0, loss) == r_factor(0.05, 0.0, min(max(loss, 0.0), 1.0))
+
+
+@given(st.integers(0, 200), st.integers(0, 200))
+def test_the_bounds_of_a_loss_enclose_it_and_narrow_with_evidence(lost: int, answered: int) -> None:
+    total = lost + answered
+    low, high = loss_bounds(lost, total)
+    assert 0.0 <= low <= high <= 1.0
+    if total:
+        assert low <= lost / total + 1e-9
+        assert high >= lost / total - 1e-9
+        more = loss_bounds(10 * lost, 10 * total)
+        assert more[1] - more[0] <= high - low + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("lost", "total", "low", "high"),
+    # Wilson's interval for z = 1.28, as the roots of (share - x)² = z²·x·(1 - x)/total.
+    [(0, 0, 0.0, 1.0), (0, 10, 0.0, 0.14078), (4, 10, 0.22973, 0.59843), (1, 1, 0.37902, 1.0)],
+)
+def test_the_bounds_are_wilsons(lost: int, total: int, low: float, high: float) -> None:
+    assert loss_bounds(lost, total) == pytest.approx((low, high), abs=1e-4)
+
+
+@given(SHARES)
+def test_a_round_trip_is_lost_if_either_way_is(one_way: float) -> None:
+    assert one_way_loss(1 - (1 - one_way) ** 2) == pytest.approx(one_way, abs=1e-6)

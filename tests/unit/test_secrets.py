@@ -26,7 +26,7 @@ from meshvpn.proto.disco import DiscoBox
 from meshvpn.proto.errors import ConfigError
 from meshvpn.proto.keys import Identity, NetworkKeys
 from meshvpn.proto.membership import MemberKeys, Profile
-from meshvpn.proto.node import Node
+from meshvpn.proto.node import START_GRACE, Node
 from meshvpn.proto.noise import Initiator, Responder
 from meshvpn.proto.roster import Roster
 from meshvpn.proto.transport import Address, Path
@@ -67,7 +67,7 @@ def live(drawer: Drawer) -> list[object]:
     for event in install:
         drawer.secrets += [event.send_key, event.receive_key]
     for node in nodes:
-        drawer.secrets += node._wireguard._peers[1].preshared_keys
+        drawer.secrets += node._peering._wireguard._peers[1].preshared_keys
     relay = Relay(Limits(), entropy=drawer)
     grant = relay.grant(bytes(16), bytes(32))
     return [nodes, planes, install, relay, grant, requests(drawer), ends_of_a_handshake(drawer)]
@@ -133,9 +133,12 @@ def nodes_with_a_session(drawer: Drawer) -> tuple[list[Node], list[DataPlane], l
     planes = [DataPlane(), DataPlane()]
     install: list[InstallKeypair] = []
     for node, other, path in zip(nodes, reversed(nodes), reversed(PATHS), strict=True):
-        identity = next(iter(node.peers), None) or other.membership._keys.identity.public
-        node.handle_start({identity: path}, now=1.0, wall_ns=WALL * 10**9)
-    nodes[0].handle_handshake_wanted(1, now=1.0, wall_ns=WALL * 10**9)
+        identity = other.membership._keys.identity.public
+        node.handle_start({identity: path}, now=1.0 - START_GRACE, wall_ns=WALL * 10**9)
+    # The server does not answer; the first to come up finds the other.
+    nodes[1].handle_timeout(now=1.0, wall_ns=WALL * 10**9)
+    nodes[1].take_transmits()
+    nodes[0].handle_timeout(now=1.0, wall_ns=WALL * 10**9)
     for sender, receiver, path in ((0, 1, PATHS[0]), (1, 0, PATHS[1])):
         for transmit in nodes[sender].take_transmits():
             nodes[receiver].handle_datagram(transmit.data, path, now=1.1, wall_ns=WALL * 10**9)
@@ -144,6 +147,8 @@ def nodes_with_a_session(drawer: Drawer) -> tuple[list[Node], list[DataPlane], l
             apply(command, plane)
             install += [command] if isinstance(command, InstallKeypair) else []
             assert not isinstance(command, AddPeer) or command.peer == 1
+    answer = next(event for event in install if not event.is_initiator)
+    nodes[1].handle_keypair_confirmed(1, answer.local_index, now=1.2, wall_ns=WALL * 10**9)
     nodes[0].handle_rekey_wanted(1, now=120.0, wall_ns=(WALL + 120) * 10**9)
     assert len(install) == 2
     return nodes, planes, install

@@ -40,6 +40,21 @@ def test_a_call_of_ten_minutes_loses_no_packet_to_its_rekeys(wire: Wire) -> None
     assert 600 / REJECT_AFTER_TIME < wire.count(TYPE_INITIATION) <= 600 / REKEY_AFTER_TIME + 1
 
 
+def test_of_two_ends_that_began_at_once_one_alone_renews_the_session(wire: Wire) -> None:
+    wire.send("a", 0)
+    wire.send("b", 0)
+    wire.run(10.0)
+    assert {wire.count(TYPE_INITIATION, name) for name in "ab"} <= {1, 2}
+    begun = len(wire.sent)
+    for number in range(1, 900):
+        wire.send("a", number)
+        wire.send("b", number)
+        wire.run(1.0)
+    renewals = [sent.source for sent in wire.sent[begun:] if sent.kind == TYPE_INITIATION]
+    assert len(renewals) == 900 // (REKEY_AFTER_TIME + 1)
+    assert len(set(renewals)) == 1
+
+
 def test_a_one_way_stream_keeps_its_session_and_loses_nothing(wire: Wire) -> None:
     for number in range(400):
         wire.send("a", number)

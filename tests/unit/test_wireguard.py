@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from meshvpn.proto import messages, primitives
 from meshvpn.proto.constants import (
     HANDSHAKES_BURSTABLE,
+    MIN_RESEND,
     REKEY_ATTEMPT_TIME,
     REKEY_TIMEOUT,
     REKEY_TIMEOUT_JITTER,
@@ -236,6 +237,17 @@ def test_a_new_path_repeats_the_initiation_at_once_but_not_for_every_candidate(p
     assert len(initiator.take_transmits()) == 2
 
 
+def test_a_path_that_appears_soon_after_an_initiation_brings_its_repetition_forward(pair: Pair) -> None:
+    initiator, _ = pair
+    initiator.handle_handshake_wanted(1, now=0.0, wall_ns=WALL)
+    initiator.take_transmits()
+    initiator.handle_path_available(1, now=0.05, wall_ns=WALL)
+    assert initiator.take_transmits() == [], "paths come in bursts"
+    assert initiator.next_timeout() == MIN_RESEND
+    initiator.handle_timeout(now=MIN_RESEND, wall_ns=WALL + 1)
+    assert len(initiator.take_transmits()) == 1
+
+
 def test_a_peer_whose_key_is_of_low_order_is_never_spoken_to(entropy: Callable[[int], bytes]) -> None:
     machine = WireGuard(entropy(32), entropy=entropy)
     machine.add_peer(1, bytes(32))
@@ -384,44 +396,38 @@ def test_a_response_to_an_index_that_is_a_sessions_is_refused(pair: Pair) -> Non
 # Both ends.
 
 
-def test_when_both_ends_start_at_once_each_gets_both_sessions(pair: Pair) -> None:
-    a, b = pair
-    cross_hands(a, b)
+def test_of_two_handshakes_begun_at_once_the_one_of_the_greater_key_stands(pair: Pair) -> None:
+    lesser, greater = sorted(pair, key=lambda machine: machine.public_key)
+    cross_hands(lesser, greater)
     keypairs = [
-        {keypair.is_initiator: keypair for keypair in m.take_events() if isinstance(keypair, InstallKeypair)}
-        for m in (a, b)
+        {keypair.is_initiator: keypair for keypair in machine.take_events() if isinstance(keypair, InstallKeypair)}
+        for machine in (lesser, greater)
     ]
-    assert keypairs[0][True].send_key == keypairs[1][False].receive_key
+    assert [sorted(keypairs[0]), sorted(keypairs[1])] == [[False], [False, True]]
     assert keypairs[0][False].send_key == keypairs[1][True].receive_key
-    assert a.next_timeout() == b.next_timeout() == pytest.approx(540.2)
+    assert keypairs[0][False].receive_key == keypairs[1][True].send_key
+    lesser.handle_keypair_confirmed(1, keypairs[0][False].local_index, now=0.3)
+    for machine, agreed_at in ((lesser, 0.1), (greater, 0.2)):
+        timeout(machine, 100.0)
+        assert machine.take_transmits() == []
+        assert machine.next_timeout() == pytest.approx(agreed_at + 540)
 
 
-def test_ends_that_started_at_once_do_not_ask_again_at_once(pair: Pair) -> None:
+def test_if_the_peer_does_not_use_the_session_that_stands_our_own_is_tried_again(pair: Pair) -> None:
     lesser, greater = sorted(pair, key=lambda machine: machine.public_key)
-    cross_hands(lesser, greater)
     for machine in pair:
-        machine.handle_rekey_wanted(1, now=120.0, wall_ns=at(120.0))
-    assert greater.take_transmits() == []
-    assert transfer(lesser, greater, 120.1) == [None]
+        want(machine, 0.0)
+    from_lesser, from_greater = lesser.take_transmits(), greater.take_transmits()
+    assert [deliver(lesser, item.data, 0.1) for item in from_greater] == [None]
+    assert [deliver(greater, item.data, 0.1) for item in from_lesser] == [None]
+    lesser.take_transmits()  # the response, lost
+    assert transfer(greater, lesser, 0.2) == [None]
+    timeout(lesser, 1.0)
     greater.take_events()
-    greater.handle_keypair_confirmed(1, 0, now=120.2)
-    timeout(greater, 130.0)
-    assert transfer(greater, lesser, 130.0) == [None]  # the response, and no initiation
-    assert greater.next_timeout() == pytest.approx(660.1)
-
-
-def test_if_the_other_end_does_not_ask_first_the_one_that_waited_asks(pair: Pair) -> None:
-    lesser, greater = sorted(pair, key=lambda machine: machine.public_key)
-    cross_hands(lesser, greater)
-    greater.take_events()
-    greater.handle_rekey_wanted(1, now=120.0, wall_ns=at(120.0))
-    assert greater.next_timeout() == 125.0
-    timeout(greater, 125.0)
-    assert transfer(greater, lesser, 125.1) == [None]
-    assert transfer(lesser, greater, 125.2) == [None]
-    # From here on it is the only one that asks, so it need not wait any more.
-    greater.handle_rekey_wanted(1, now=245.0, wall_ns=at(245.0))
-    assert len(greater.take_transmits()) == 1
+    lesser.take_events()
+    assert transfer(lesser, greater, 1.1) == [None]
+    assert transfer(greater, lesser, 1.2) == [None]
+    assert [event.is_initiator for event in lesser.take_events() if isinstance(event, InstallKeypair)] == [True]
 
 
 def test_a_session_that_the_peer_began_and_uses_ends_our_own_attempt(pair: Pair) -> None:

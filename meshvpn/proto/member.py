@@ -1,0 +1,77 @@
+"""A member as the roster knows it, and what changed in the roster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A member whose record was checked.
+
+    `nick` is unique without regard to case: `pbx` stays with the member that was known first (not with who says that it
+    joined first), the next one is `pbx-2`, and stays that until its next record.
+    """
+
+    identity: bytes
+    address: str
+    address6: str
+    nick: str
+    tunnel_key: bytes
+    disco_key: bytes
+    joined_at: int
+    sequence: int
+    software: str
+    subnets: tuple[str, ...]
+    facts: Mapping[str, Any]
+    is_pending: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MemberAdded:
+    """A new peer."""
+
+    member: Member
+
+
+@dataclass(frozen=True, slots=True)
+class MemberChanged:
+    """A peer's newer record."""
+
+    old: Member
+    new: Member
+
+
+@dataclass(frozen=True, slots=True)
+class MemberRemoved:
+    """No peer any more; `reason` is evicted or left."""
+
+    member: Member
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class EpochChanged:
+    """Preshared keys are other ones from now on."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class SelfEvicted:
+    """We are out."""
+
+
+@dataclass(frozen=True, slots=True)
+class SelfReinstated:
+    """We were unbanned."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkDeleted:
+    """The owner ended the network."""
+
+
+RosterEvent = MemberAdded | MemberChanged | MemberRemoved | EpochChanged | SelfEvicted | SelfReinstated | NetworkDeleted

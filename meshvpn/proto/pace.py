@@ -1,0 +1,66 @@
+"""How often a path is pinged between rounds: what carries payload often, what is idle so that its NAT mapping lives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .probe import Probe
+
+ACTIVE_INTERVAL = 0.5
+"""Seconds between pings on the primary while there is payload: a cut is known, and doubled, after 1.5 s."""
+BACKUP_INTERVAL = 5.0
+"""Seconds between pings, while there is payload, on each other path that ever worked: the relay must be known to work
+when it is needed, and a direct path that broke is found again when it heals."""
+HELD_INTERVAL = 1.0
+"""Seconds between pings, while there is payload, on a path that was left: what is it worth now?"""
+IDLE_JITTER = 0.1
+IDLE_INTERVAL = 25.0
+"""Seconds (less up to a tenth) between pings on an idle primary; below the 30 s of the strictest common NATs. A ping of
+the peer does as well: its pong went out through our NAT."""
+ACTIVE_FOR = 5.0
+"""Seconds for which payload counts after the last of it."""
+SUSPECT_INTERVAL = 0.25
+"""Seconds between pings on a primary or relay whose last one is overdue."""
+SCRUTINY_INTERVAL = 0.08
+SCRUTINY = 2.0
+"""Seconds for which primary and relay are compared, ping by ping, after one of the primary's was lost."""
+SCRUTINY_PAUSE = 10.0
+"""Seconds from one such comparison to the next: a little loss must not cost more packets than it is worth."""
+
+
+@dataclass(slots=True)
+class Pace:
+    """What decides it for all paths to one peer."""
+
+    active_until: float = float("-inf")
+    scrutiny_until: float = float("-inf")
+
+    def note_payload(self, now: float) -> None:
+        """Payload passed."""
+        self.active_until = now + ACTIVE_FOR
+
+    def note_loss(self, now: float) -> None:
+        """A ping on the primary was lost."""
+        if now < self.active_until and now >= self.scrutiny_until + SCRUTINY_PAUSE:
+            self.scrutiny_until = now + SCRUTINY
+
+    def ping_at(self, probe: Probe, *, is_primary: bool, is_relay: bool) -> float | None:
+        """When the path is due a ping, None if not at all."""
+        if probe.is_proven and (is_primary or is_relay):
+            if self.scrutiny_until > probe.sent_at:
+                return probe.sent_at + SCRUTINY_INTERVAL
+            if probe.unanswered_since is not None:
+                return max(probe.sent_at + SUSPECT_INTERVAL, probe.overdue_at)
+        is_active = self.active_until > probe.sent_at
+        if is_primary:
+            return self._primary_ping_at(probe, is_active=is_active)
+        if not is_active or (probe.worked_at is None and not is_relay):
+            return None
+        return probe.sent_at + (HELD_INTERVAL if probe.hold else BACKUP_INTERVAL)
+
+    def _primary_ping_at(self, probe: Probe, *, is_active: bool) -> float:
+        if not probe.is_proven:
+            return probe.sent_at + (1.0 if is_active else min(2.0 ** min(probe.tries, 5), IDLE_INTERVAL))
+        if is_active:
+            return probe.sent_at + ACTIVE_INTERVAL
+        return max(probe.sent_at, probe.asked_at) + IDLE_INTERVAL * (1 - IDLE_JITTER * probe.spread)

@@ -1,0 +1,354 @@
+"""The peers of a node: each member with its number in the data plane, its paths, its handshakes, its offers.
+
+    roster ── members ──────▶ peer ─┬─ PathAgent ── primary path ─┬─▶ commands for the data plane
+    disco, WireGuard datagrams ────▶├─ WireGuard ─── keypairs ────┘
+    presence, offers, the relay ───▶└─ Offers ─────▶ signals
+
+A path that pings verified carries a peer's packets. Until there is one they also go where its last handshake came from
+or, after a restart, where it was reached before: disco keys are new with each start of a daemon and the server tells
+them, so that without it handshakes alone find the way.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+
+from . import disco
+from .candidate import Candidate
+from .commands import AddPeer, Command, MovePeer, RemovePeer
+from .control import MAX_MEMBERS, PresenceEntry, Signalled
+from .deadlines import Deadlines
+from .drops import DropReason
+from .errors import MalformedMessage
+from .events import NodeEvent, PeerChanged, PingFinished
+from .member import Member
+from .membership import MemberKeys
+from .offers import Offers
+from .path import MappingDoubted, OfferWanted, PathAgent, PingAnswered, PrimaryChanged
+from .peer import MeshPeer, Traffic, make_peer
+from .roster import Roster
+from .timers import Stamps
+from .transport import Address, Path, RelayHop, Transmit
+from .wireguard import HandshakeGaveUp, SessionEstablished, WireGuard
+
+MAX_PEERS = MAX_MEMBERS
+"""Peers of one node: everybody but us."""
+
+
+class Peering:
+    """The machine. Times are monotonic seconds; `wall_ns` is Unix time in nanoseconds."""
+
+    def __init__(self, keys: MemberKeys, roster: Roster, *, entropy: Callable[[int], bytes]) -> None:
+        self.peers: dict[bytes, MeshPeer] = {}
+        self.offers = Offers(keys.identity, disco.public_key(keys.disco), roster, entropy=entropy)
+        self._disco_secret = keys.disco
+        self._roster = roster
+        self._entropy = entropy
+        self._wireguard = WireGuard(keys.tunnel, entropy=entropy)
+        self._is_started = False
+        self._numbers = deque(range(1, MAX_PEERS + 1))
+        self._by_number: dict[int, MeshPeer] = {}
+        self._by_disco: dict[bytes, MeshPeer] = {}
+        self._touched: dict[int, MeshPeer] = {}
+        self._deadlines = Deadlines()
+        self._is_mapping_doubted = False
+        self._relay: tuple[Address, int, int] | None = None
+        self._relay_ids: dict[bytes, int] = {}
+        self._transmits: list[Transmit] = []
+        self._commands: list[Command] = []
+        self._events: list[NodeEvent] = []
+
+    # Peers follow the roster.
+
+    def handle_start(self, last_known: Mapping[bytes, Path], *, now: float, wall_ns: int) -> None:
+        """Bring up everybody whom the roster knows; before this nobody is a peer."""
+        self._is_started = True
+        self.add_members(now=now, wall_ns=wall_ns)
+        for identity, path in last_known.items():
+            peer = self.peers.get(identity)
+            if peer is not None and path.is_direct:
+                self._touch(peer).handle_last_known(path, now=now)
+                # At once: the peer finds out where we are, and that our old keys are gone, by nothing else.
+                self._wireguard.handle_handshake_wanted(peer.number, now=now, wall_ns=wall_ns)
+
+    def add_members(self, *, now: float, wall_ns: int) -> None:
+        """Everybody whom the roster knows and who is no peer yet."""
+        for member in self._roster.members.values():
+            self.add(member, now=now, wall_ns=wall_ns)
+
+    def add(self, member: Member, *, now: float, wall_ns: int) -> None:
+        """A member becomes a peer, if we may talk to it."""
+        if not self._is_started or self._roster.is_over or member.is_pending or member.identity in self.peers:
+            return
+        if not self._numbers:
+            return
+        number = self._numbers.popleft()
+        peer = make_peer(number, member, self._disco_secret, entropy=self._entropy)
+        self.peers[member.identity] = self._by_number[number] = self._by_disco[member.disco_key] = peer
+        self._wireguard.add_peer(number, member.tunnel_key, self._preshared_keys(member, wall_ns))
+        self._commands.append(AddPeer(number, peer.routes))
+        self._follow_presence(peer, self._relay_ids.get(member.identity, 0), now)
+
+    def change(self, old: Member, new: Member, *, now: float, wall_ns: int) -> None:
+        """A member published another record, or is (no longer) pending."""
+        peer = self.peers.get(old.identity)
+        if peer is None or old.tunnel_key != new.tunnel_key or old.address != new.address or new.is_pending:
+            self.remove(old.identity)
+            return self.add(new, now=now, wall_ns=wall_ns)
+        peer.member = new
+        if old.disco_key != new.disco_key:
+            del self._by_disco[old.disco_key]
+            self._by_disco[new.disco_key] = peer
+            self._touch(peer).handle_remote_disco(disco.DiscoBox(self._disco_secret, new.disco_key), now=now)
+            self.offers.want(peer)
+            if peer.session_at is not None:
+                # Its daemon was started anew, and its keys of our session are gone: what we send would be in vain.
+                self._wireguard.handle_handshake_wanted(peer.number, now=now, wall_ns=wall_ns)
+        return None
+
+    def remove(self, identity: bytes) -> None:
+        """A member is no peer any more."""
+        if (peer := self.peers.pop(identity, None)) is None:
+            return
+        del self._by_number[peer.number]
+        del self._by_disco[peer.member.disco_key]
+        self._touched.pop(peer.number, None)
+        self._deadlines.set(peer.number, None)
+        self.offers.forget(peer)
+        self._wireguard.remove_peer(peer.number)
+        self._commands.append(RemovePeer(peer.number))
+        # Used again as late as possible: the engine may have something to say of the old one yet.
+        self._numbers.append(peer.number)
+
+    def clear(self) -> None:
+        """Nobody is."""
+        for identity in list(self.peers):
+            self.remove(identity)
+
+    def handle_epoch_keys(self, *, wall_ns: int) -> None:
+        """The epoch changed, or the previous one's time is over: sessions stay up, handshakes use the new keys."""
+        for peer in self.peers.values():
+            self._wireguard.set_preshared_keys(peer.number, self._preshared_keys(peer.member, wall_ns))
+
+    # What the server tells.
+
+    def handle_presence(self, entry: PresenceEntry, *, now: float) -> None:
+        """A member's control connection came (with a relay id) or went (0)."""
+        # Remembered for members whose record is still on its way: the connection comes first, the record after it.
+        self._relay_ids.pop(entry.identity, None)
+        self._relay_ids[entry.identity] = entry.relay_id
+        if len(self._relay_ids) > MAX_PEERS:
+            del self._relay_ids[next(iter(self._relay_ids))]
+        if (peer := self.peers.get(entry.identity)) is not None:
+            self._follow_presence(peer, entry.relay_id, now)
+
+    def handle_signalled(self, message: Signalled, *, now: float) -> DropReason | None:
+        """A peer's candidates."""
+        peer = self.peers.get(message.source)
+        try:
+            offer, candidates = self.offers.open(message, peer)
+        except MalformedMessage as error:
+            return error.reason
+        self._touch(self.peers[message.source]).handle_offer(offer, candidates, now=now)
+        return None
+
+    def handle_relay(self, relay: tuple[Address, int, int] | None, *, now: float) -> None:
+        """We are bound at the relay (its address, our socket, our id there), or no longer."""
+        self._relay = relay
+        for peer in self.peers.values():
+            self._update_relay(peer, now)
+
+    def handle_server_lost(self, *, now: float) -> None:
+        """Our control connection ended."""
+        for peer in self.peers.values():
+            self._touch(peer).handle_server_lost(now=now)
+
+    def handle_candidates(self, candidates: tuple[Candidate, ...], *, now: float) -> None:
+        """Our own addresses changed."""
+        self.offers.candidates = candidates
+        for peer in self.peers.values():
+            self._touch(peer).handle_local_change(now=now)
+
+    def handle_network_change(self, *, now: float) -> None:
+        """Addresses or routes changed, or the machine slept."""
+        for peer in self.peers.values():
+            self._touch(peer).handle_network_change(now=now)
+
+    # What the data plane tells. It may speak of peers that are gone.
+
+    def handle_datagram(self, data: bytes, path: Path, *, now: float, wall_ns: int) -> DropReason | None:
+        """A probe or a handshake message."""
+        if not disco.is_disco(data):
+            return self._wireguard.handle_datagram(data, path, now=now, wall_ns=wall_ns)
+        peer = self._by_disco.get(disco.sender_key(data))
+        if peer is None:
+            return DropReason.UNKNOWN_PEER
+        try:
+            message = peer.agent.disco.open(data)
+        except MalformedMessage as error:
+            return error.reason
+        return self._touch(peer).handle_disco(message, path, now=now)
+
+    def handle_handshake_wanted(self, number: int, *, now: float, wall_ns: int) -> None:
+        """There are packets for the peer and no usable keypair."""
+        if number in self._by_number:
+            self._wireguard.handle_handshake_wanted(number, now=now, wall_ns=wall_ns)
+
+    def handle_rekey_wanted(self, number: int, *, now: float, wall_ns: int) -> None:
+        """The keypair in use grows old."""
+        if number in self._by_number:
+            self._wireguard.handle_rekey_wanted(number, now=now, wall_ns=wall_ns)
+
+    def handle_keypair_confirmed(self, number: int, local_index: int, *, now: float) -> None:
+        """The peer used the keypair that our response made."""
+        if number in self._by_number:
+            self._wireguard.handle_keypair_confirmed(number, local_index, now=now)
+
+    def handle_path_seen(self, number: int, path: Path, *, now: float) -> None:
+        """An authenticated packet of the peer came on another path than the one we send on."""
+        if (peer := self._by_number.get(number)) is not None:
+            self._touch(peer).handle_path_seen(path, now=now)
+
+    def handle_traffic(self, figures: Mapping[int, tuple[Traffic, Stamps]], *, now: float, wall_ns: int) -> None:
+        """The figures of the peers, about once a second."""
+        for number, (traffic, stamps) in figures.items():
+            if (peer := self._by_number.get(number)) is None:
+                continue
+            self._wireguard.handle_stats(number, stamps, now=now, wall_ns=wall_ns)
+            if traffic != peer.traffic:
+                peer.traffic = traffic
+                self._touch(peer).handle_traffic(traffic.rx_packets, traffic.tx_packets, now=now)
+
+    def ping(self, peer: MeshPeer, token: int, *, now: float) -> None:
+        """A probe that the user wants, on the path in use."""
+        self._touch(peer).handle_ping_request(token, now=now)
+
+    # Time and output.
+
+    def numbers(self) -> list[int]:
+        """The numbers under which the data plane knows the peers."""
+        return list(self._by_number)
+
+    def next_timeout(self) -> float | None:
+        """The earliest deadline of paths and handshakes; offers have theirs only while we are attached."""
+        deadlines = (self._deadlines.first(), self._wireguard.next_timeout())
+        return min((at for at in deadlines if at is not None), default=None)
+
+    def handle_timeout(self, *, now: float, wall_ns: int) -> None:
+        """Do everything that is due."""
+        self._wireguard.handle_timeout(now=now, wall_ns=wall_ns)
+        for number in self._deadlines.take_due(now=now):
+            self._touch(self._by_number[number]).handle_timeout(now=now)
+
+    def settle(self, *, now: float, wall_ns: int) -> list[DropReason]:
+        """Drain the machines below, until none wakes another; what could not be sent."""
+        dropped = self._settle_wireguard(now)
+        while self._touched:
+            touched, self._touched = self._touched, {}
+            for peer in touched.values():
+                self._settle_peer(peer, now, wall_ns)
+            dropped += self._settle_wireguard(now)
+        return dropped
+
+    def take_transmits(self) -> list[Transmit]:
+        """Datagrams to send; clears."""
+        transmits, self._transmits = self._transmits, []
+        return transmits
+
+    def take_commands(self) -> list[Command]:
+        """What the data plane must do, in order; clears."""
+        commands, self._commands = self._commands, []
+        return commands
+
+    def take_events(self) -> list[NodeEvent]:
+        """What users may want to know; clears."""
+        events, self._events = self._events, []
+        return events
+
+    def take_doubt(self) -> bool:
+        """Does a path give reason to ask again what our address is? Clears."""
+        is_doubted, self._is_mapping_doubted = self._is_mapping_doubted, False
+        return is_doubted
+
+    # Inside.
+
+    def _touch(self, peer: MeshPeer) -> PathAgent:
+        """The peer's paths, to be drained by the next settling."""
+        self._touched[peer.number] = peer
+        return peer.agent
+
+    def _preshared_keys(self, member: Member, wall_ns: int) -> list[bytes]:
+        return self._roster.preshared_keys(member, self._wireguard.public_key, wall=wall_ns // 1_000_000_000)
+
+    def _follow_presence(self, peer: MeshPeer, relay_id: int, now: float) -> None:
+        was_online, peer.is_online = peer.is_online, relay_id != 0
+        agent = self._touch(peer)
+        if relay_id:
+            # An absent member keeps its old relay id: its binding at the relay outlives the control connection.
+            peer.relay_id = relay_id
+            self._update_relay(peer, now)
+            self.offers.want(peer)
+        elif was_online:
+            agent.handle_absence(now=now)
+
+    def _update_relay(self, peer: MeshPeer, now: float) -> None:
+        path = None
+        if self._relay is not None and peer.relay_id:
+            server, socket, own_id = self._relay
+            path = Path(socket, server, RelayHop(own_id, peer.relay_id))
+        self._touch(peer).handle_relay(path, now=now)
+
+    def _settle_peer(self, peer: MeshPeer, now: float, wall_ns: int) -> None:
+        for event in peer.agent.take_events():
+            match event:
+                case PrimaryChanged(primary=primary, secondary=secondary):
+                    self._commands.append(MovePeer(peer.number, primary, secondary))
+                    if primary is not None:
+                        self._wireguard.handle_path_available(peer.number, now=now, wall_ns=wall_ns)
+                case MappingDoubted():
+                    self._is_mapping_doubted = True
+                case OfferWanted():
+                    self.offers.want(peer)
+                case PingAnswered(token=token, rtt=rtt, path=path):
+                    self._events.append(PingFinished(token, rtt, path))
+        self._transmits.extend(peer.agent.take_transmits())
+        self._deadlines.set(peer.number, peer.agent.next_timeout())
+        if peer.state is not peer.reported:
+            peer.reported = peer.state
+            self._events.append(PeerChanged(peer.member, peer.state, peer.agent.primary))
+
+    def _settle_wireguard(self, now: float) -> list[DropReason]:
+        for event in self._wireguard.take_events():
+            peer = self._by_number.get(event.peer)
+            match event:
+                case _ if peer is None:
+                    continue  # removed since
+                case SessionEstablished():
+                    peer.session_at = now
+                    self._touch(peer).handle_session(event.path, now=now)
+                case HandshakeGaveUp():
+                    continue  # the path machine already knows that nothing comes back
+                case _:
+                    self._commands.append(event)
+        dropped = []
+        for transmit in self._wireguard.take_transmits():
+            ways = self._ways_to(transmit.peer) if transmit.path is None else (transmit.path,)
+            self._transmits += [Transmit(path, transmit.data) for path in ways]
+            if not ways:
+                dropped.append(DropReason.NO_ENDPOINT)
+        return dropped
+
+    def _ways_to(self, number: int | None) -> tuple[Path, ...]:
+        peer = None if number is None else self._by_number.get(number)
+        ways = () if peer is None else (peer.agent.primary, peer.agent.secondary)
+        return tuple(way for way in ways if way is not None)
+
+
+def last_good_paths(peers: Mapping[bytes, MeshPeer]) -> dict[bytes, Path]:
+    """Direct paths that work, by identity: worth keeping for the next start."""
+    return {
+        identity: path
+        for identity, peer in peers.items()
+        if (path := peer.agent.primary) is not None and path.is_direct
+    }

@@ -1,0 +1,236 @@
+"""One path to a peer: the pings sent on it, what became of them, and what follows for the path.
+
+    unproven ──pong──▶ trusted ──pings unanswered for DOUBT_AFTER──▶ doubtful ──DEATH_AFTER──▶ unproven again
+                          ▲                                             │ pong
+                          └─────────────────────────────────────────────┘
+
+A ping is overdue after SUSPICION and twice the round trip that is usual here, and then counts as lost, even if its pong
+comes later: a voice packet would have been as late. The late pong still proves that the path works.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from itertools import islice
+
+from .score import loss_bounds, one_way_loss, r_factor
+from .transport import Path
+
+SUSPICION = 0.1
+"""Seconds, plus two round trips and four times the jitter, after which a ping is overdue."""
+DOUBT_AFTER = 0.8
+"""Seconds, plus the same, without any pong: four pings in a row were lost."""
+OUTAGE = 4
+"""Pings in a row whose loss, if it lasted that long, was an outage and not the path's way of losing packets."""
+DEATH_AFTER = 3.0
+"""Seconds more until the path is given up."""
+FRESH_FOR = 30.0
+"""Seconds for which a round trip on a path that is not in use is believed: NATs forget after as much."""
+MAX_PENDING = 64
+"""Pings whose pong is waited for."""
+MAX_WAIT = 5.0
+"""Seconds for which a pong is waited for; no network that can carry a call is as slow."""
+HISTORY = 128
+"""Outcomes of pings that are remembered."""
+QUALITY_SPAN = 120.0
+"""Seconds for which they are: what a path was like before says little of a call on it now."""
+WINDOWS = (10, HISTORY)
+"""Newest outcomes over which loss is judged: the short one finds a path that broke down, the long one slight loss."""
+DEATH_MEMORY = 120.0
+"""Seconds within which a second death makes a path one that comes and goes."""
+DEATH_HOLD = (30.0, 600.0)
+"""Seconds for which such a path is not chosen when it is back, at first and at most."""
+HOLD_MEMORY = 600.0
+"""Seconds of good conduct after which a path that was left is treated like any other."""
+
+
+@dataclass(slots=True)
+class Sent:
+    """A ping on its way. `token` is the user's, who wants to hear of the pong."""
+
+    at: float
+    token: int | None
+    is_counted: bool = False
+
+
+@dataclass(slots=True)
+class Probe:
+    """The path and its figures. `is_candidate`: it is in the peer's newest offer."""
+
+    path: Path
+    is_candidate: bool = False
+    rtt: float | None = None
+    jitter: float = 0.0
+    samples: int = 0
+    verified_at: float | None = None
+    """The last pong, until the path is given up."""
+    worked_at: float | None = None
+    """The last pong, ever."""
+    sent_at: float = float("-inf")
+    spread: float = 0.0
+    """A share from 0 to 1, by which the next ping on an idle path comes early: the two ends must not ping in step."""
+    asked_at: float = float("-inf")
+    """The last ping of the peer."""
+    died_at: float = float("-inf")
+    triggered_at: float = float("-inf")
+    """Our last ping that was sent because of one."""
+    unanswered_since: float | None = None
+    """The oldest ping since the last pong."""
+    tries: int = 0
+    """Pings since the last pong."""
+    held_until: float = float("-inf")
+    """The path was left although it answers: not to be chosen before."""
+    hold: float = 0.0
+    pending: dict[bytes, Sent] = field(default_factory=dict)
+    outcomes: deque[tuple[float, bool]] = field(default_factory=lambda: deque(maxlen=HISTORY))
+
+    @property
+    def loss(self) -> float:
+        """The share of packets lost one way."""
+        lost, total = self.tally(HISTORY)
+        return one_way_loss(lost / total) if total else 0.0
+
+    @property
+    def r(self) -> float | None:
+        """The E-model's R by the figures as they are, None before the first pong."""
+        return None if self.rtt is None else r_factor(self.rtt, self.jitter, self.loss)
+
+    def tally(self, window: int) -> tuple[int, int]:
+        """Lost ones of the newest `window` outcomes, and how many outcomes there are."""
+        newest = [is_answered for _, is_answered in islice(reversed(self.outcomes), window)]
+        return newest.count(False), len(newest)
+
+    def r_bounds(self, window: int) -> tuple[float, float]:
+        """R if loss is as bad, and as good, as so few pings allow."""
+        if self.rtt is None:
+            return 0.0, 0.0
+        low, high = loss_bounds(*self.tally(window))
+        return (
+            r_factor(self.rtt, self.jitter, one_way_loss(high)),
+            r_factor(self.rtt, self.jitter, one_way_loss(low)),
+        )
+
+    # Deadlines. Verdicts compare with the very sums that deadlines are: rounding must not leave one in the past.
+
+    @property
+    def slack(self) -> float:
+        """Seconds that a pong may take here without anybody wondering, less SUSPICION."""
+        return 2 * (self.rtt or 0.0) + 4 * self.jitter
+
+    @property
+    def overdue_at(self) -> float:
+        """When the oldest unanswered ping counts as lost."""
+        return float("inf") if self.unanswered_since is None else self.unanswered_since + SUSPICION + self.slack
+
+    @property
+    def doubt_at(self) -> float:
+        """When the path is not trusted any more."""
+        return float("inf") if self.unanswered_since is None else self.unanswered_since + DOUBT_AFTER + self.slack
+
+    @property
+    def death_at(self) -> float:
+        """When it is given up: never for a ping or two, however long ago, if nobody asked again."""
+        return self.doubt_at + DEATH_AFTER if self.tries >= OUTAGE else float("inf")
+
+    @property
+    def is_proven(self) -> bool:
+        """A round trip came back, and the path was not given up since."""
+        return self.verified_at is not None
+
+    def is_alive(self, now: float, *, is_primary: bool = False) -> bool:
+        """Proven, not in doubt, and recently enough: the primary is looked after, the others may have gone unseen."""
+        if self.verified_at is None or (not is_primary and now - self.verified_at > FRESH_FOR):
+            return False
+        return now < self.doubt_at
+
+    def is_dead(self, now: float) -> bool:
+        """To be given up."""
+        return self.is_proven and now >= self.death_at
+
+    # What happens.
+
+    def note_ping(self, transaction_id: bytes, now: float, token: int | None = None) -> None:
+        """A ping was sent."""
+        if len(self.pending) >= MAX_PENDING:
+            self._note_outcome(self.pending.pop(next(iter(self.pending))), now, is_answered=False)
+        self.pending[transaction_id] = Sent(now, token)
+        self.sent_at, self.spread = now, transaction_id[0] / 255
+        self.tries += 1
+        if self.unanswered_since is None:
+            self.unanswered_since = now
+
+    def note_pong(self, transaction_id: bytes, now: float) -> Sent | None:
+        """A pong came; the ping that it answers, or None if none does."""
+        sent = self.pending.pop(transaction_id, None)
+        if sent is None:
+            return None
+        if not self.is_proven or (now >= self.doubt_at and self.tries >= OUTAGE):
+            self._forget_losses()  # an outage, or an end that was not ready: over, and no measure of what comes
+        self._note_outcome(sent, now, is_answered=True)
+        self._note_rtt(now - sent.at)
+        self.verified_at = self.worked_at = now
+        self.unanswered_since, self.tries = None, 0
+        return sent
+
+    def count_lost(self, now: float) -> int:
+        """Count the overdue pings that were not counted yet, and forget what is too old."""
+        lost = 0
+        for transaction_id, sent in list(self.pending.items()):
+            if now < sent.at + SUSPICION + self.slack:
+                break
+            if not sent.is_counted and self.is_proven:
+                self._note_outcome(sent, now, is_answered=False)
+                lost += 1
+            if now >= sent.at + MAX_WAIT:
+                del self.pending[transaction_id]
+        while self.outcomes and now - self.outcomes[0][0] > QUALITY_SPAN:
+            self.outcomes.popleft()
+        return lost
+
+    def doubt(self, now: float) -> None:
+        """Something changed that the path may not have survived: if it does not answer, it is dead in DEATH_AFTER."""
+        self._forget_losses()
+        since = now - DOUBT_AFTER - self.slack
+        self.unanswered_since = since if self.unanswered_since is None else min(since, self.unanswered_since)
+
+    def give_up(self, now: float) -> None:
+        """Nothing came back for too long: what is known of the path is void."""
+        if now < self.died_at + DEATH_MEMORY:
+            self.hold_back(now, first=DEATH_HOLD[0], limit=DEATH_HOLD[1])
+        self.died_at = now
+        self.verified_at, self.unanswered_since, self.rtt = None, None, None
+        self.jitter, self.samples, self.tries = 0.0, 0, 0
+        self.pending.clear()
+        self.outcomes.clear()
+
+    def hold_back(self, now: float, *, first: float, limit: float) -> None:
+        """Do not choose the path for a while, each time longer. It must show anew what it is worth."""
+        was_good = now - self.held_until > HOLD_MEMORY
+        self.hold = first if was_good else min(max(2 * self.hold, first), limit)
+        self.held_until = now + self.hold
+        self.outcomes.clear()
+
+    def release(self) -> None:
+        """What made the path bad may be gone."""
+        self.held_until = self.died_at = float("-inf")
+        self.hold = 0.0
+
+    def _forget_losses(self) -> None:
+        self.outcomes.clear()
+        for earlier in self.pending.values():
+            earlier.is_counted = True
+
+    def _note_outcome(self, sent: Sent, now: float, *, is_answered: bool) -> None:
+        if not sent.is_counted:
+            sent.is_counted = True
+            self.outcomes.append((now, is_answered))
+
+    def _note_rtt(self, sample: float) -> None:
+        # RFC 6298 §2's smoothing; the deviation serves as jitter.
+        if self.rtt is None:
+            self.rtt = sample
+        else:
+            self.jitter += (abs(sample - self.rtt) - self.jitter) / 8
+            self.rtt += (sample - self.rtt) / 8
+        self.samples += 1

@@ -1,0 +1,176 @@
+"""A node where the simulation of whole ones does not reach: late events, limits, times that run out, who is out."""
+
+from __future__ import annotations
+
+import pytest
+
+from meshvpn.proto import control, owner
+from meshvpn.proto.commands import MovePeer, RemovePeer
+from meshvpn.proto.control import MemberChanged, Presence, PresenceEntry
+from meshvpn.proto.epochs import PREVIOUS_EPOCH_LIFETIME
+from meshvpn.proto.errors import MembershipError
+from meshvpn.proto.events import MembershipChanged, PeerChanged
+from meshvpn.proto.node import START_GRACE, Node
+from meshvpn.proto.owner import PasswordRule
+from meshvpn.proto.peer import PeerState, Traffic
+from meshvpn.proto.peering import MAX_PEERS
+from meshvpn.proto.timers import Stamps
+from meshvpn.proto.transport import Address, Path, RelayHop
+
+from .founded import WALL, WALL_NS, Founded, found, hear
+
+PATH = Path(0, Address("192.0.2.1", 1000))
+
+
+@pytest.fixture
+def network() -> Founded:
+    return found(3)
+
+
+@pytest.fixture
+def node(network: Founded) -> Node:
+    """Member 1's, attached."""
+    return attached(network, 1)
+
+
+def test_a_starting_node_waits_for_the_server_and_no_longer(network: Founded) -> None:
+    node = network.node(1)
+    node.handle_start({}, now=0.0, wall_ns=WALL_NS)
+    assert not node.peers
+    assert node.next_timeout() == START_GRACE
+    node.handle_timeout(now=START_GRACE, wall_ns=WALL_NS)
+    assert len(node.peers) == 2
+    refused = network.node(1)
+    refused.handle_start({}, now=0.0, wall_ns=WALL_NS)
+    refused.handle_disconnected(now=0.1, wall_ns=WALL_NS)
+    assert len(refused.peers) == 2
+    assert len(attached(network, 1).peers) == 2
+
+
+def test_the_data_plane_may_speak_of_peers_that_are_gone(network: Founded, node: Node) -> None:
+    (number, *_), before = node.peer_numbers(), len(node.peers)
+    leaver = node.roster.members[network.identities[0].public]
+    hear(
+        node,
+        control.MemberLeft(leave=owner.make_leave(network.uid, network.identities[0], wall=WALL + 1)),
+        now=2.0,
+    )
+    assert len(node.peers) == before - 1
+    assert RemovePeer(number) in node.take_commands()
+    node.handle_handshake_wanted(number, now=2.0, wall_ns=WALL_NS)
+    node.handle_rekey_wanted(number, now=2.0, wall_ns=WALL_NS)
+    node.handle_keypair_confirmed(number, 7, now=2.0, wall_ns=WALL_NS)
+    node.handle_path_seen(number, PATH, now=2.0, wall_ns=WALL_NS)
+    node.handle_traffic({number: (Traffic(1, 1, 1, 1), Stamps())}, now=2.0, wall_ns=WALL_NS)
+    assert node.take_commands() == []
+    assert PeerChanged(leaver, None, None, "left") in node.take_events()
+
+
+def test_a_number_is_used_again_as_late_as_possible(network: Founded, node: Node) -> None:
+    assert node.peer_numbers() == [1, 2]
+    node._peering.remove(network.identities[0].public)
+    node._peering.add_members(now=2.0, wall_ns=WALL_NS)
+    assert node.peer_numbers() == [2, 3]
+
+
+def test_a_node_has_no_more_peers_than_numbers() -> None:
+    assert MAX_PEERS == control.MAX_MEMBERS
+    network = found(3)
+    node = network.node(1)
+    node._peering._numbers.clear()
+    node._peering._numbers.append(7)
+    node.handle_start({}, now=0.0, wall_ns=WALL_NS)
+    node.handle_disconnected(now=0.1, wall_ns=WALL_NS)
+    assert node.peer_numbers() == [7]
+
+
+def test_presences_of_strangers_are_bounded(node: Node) -> None:
+    for number in range(MAX_PEERS + 50):
+        hear(node, Presence(entry=PresenceEntry(number.to_bytes(32, "big"), number)), now=2.0)
+    assert len(node._peering._relay_ids) == MAX_PEERS
+
+
+def test_the_previous_epochs_key_is_worth_nothing_after_a_day(network: Founded, node: Node) -> None:
+    update = evict(network, 2)
+    hear(node, control.CharterChanged(charter=update.charter, members=[]), now=10.0)
+    entry = node._peering._wireguard._peers[node.peer_numbers()[0]]
+    assert len(entry.preshared_keys) == 2
+    end = 10.0 + PREVIOUS_EPOCH_LIFETIME
+    for at, count in ((end - 1.0, 2), (end, 1)):
+        node.handle_timeout(now=at, wall_ns=WALL_NS + int((at - 10.0) * 1e9))
+        assert len(entry.preshared_keys) == count
+    assert node._epoch_lapses_at is None
+
+
+def test_who_is_evicted_has_no_peers_and_who_is_reinstated_has_them_again(network: Founded, node: Node) -> None:
+    update = evict(network, 1)
+    hear(node, control.CharterChanged(charter=update.charter, members=[]), now=2.0)
+    assert not node.peers
+    hear(node, MemberChanged(entry=network.entries[2]), now=2.0)
+    node.handle_disconnected(now=3.0, wall_ns=WALL_NS)
+    assert not node.peers
+    with pytest.raises(MembershipError, match="cannot be reached"):
+        node.ping("pbx2", 1, now=3.0, wall_ns=WALL_NS)
+    signer = network.roster(0)
+    signer.handle_charter(update.charter, [], wall=WALL)
+    again = owner.unban(signer, network.owner, network.identities[1].public, wall=WALL)
+    node.roster.handle_charter(again.charter, [], wall=WALL)
+    node.handle_timeout(now=4.0, wall_ns=WALL_NS)
+    assert len(node.peers) == 2
+    happened = [event.what for event in node.take_events() if isinstance(event, MembershipChanged)]
+    assert happened == ["evicted", "reinstated"]
+
+
+def test_a_member_that_waits_for_approval_is_no_peer_until_it_has_it() -> None:
+    network = found(3, access="approve")
+    node = attached(network, 1)
+    assert not node.peers
+    with pytest.raises(MembershipError, match="not approved yet"):
+        node.ping("pbx2", 1, now=2.0, wall_ns=WALL_NS)
+    approval = owner.approve(network.roster(0), network.owner, network.identities[2].public, wall=WALL)
+    entry = network.entries[2]
+    approved = control.MemberEntry(entry.identity, entry.address, entry.envelope, approval)
+    hear(node, MemberChanged(entry=approved), now=2.0)
+    assert set(node.peers) == {entry.identity}
+
+
+def test_a_path_that_worked_is_tried_with_a_handshake_and_kept_open_until_one_is_verified(network: Founded) -> None:
+    node = network.node(1)
+    identity = network.identities[0].public
+    relayed = Path(0, Address("198.51.100.1", 7770), RelayHop(1, 2))
+    last_known = {identity: PATH, bytes(32): PATH, network.identities[2].public: relayed}
+    node.handle_start(last_known, now=0.0, wall_ns=WALL_NS)
+    node.handle_disconnected(now=0.1, wall_ns=WALL_NS)
+    peer = node.peers[identity]
+    assert [transmit.path for transmit in node.take_transmits()] == [PATH]
+    assert [command for command in node.take_commands() if isinstance(command, MovePeer)] == [
+        MovePeer(peer.number, PATH, None)
+    ]
+    assert peer.state is PeerState.CONNECTING
+    assert node.last_good_paths() == {identity: PATH}
+    assert node.peers[network.identities[2].public].state is PeerState.OFFLINE
+
+
+def test_a_node_without_deadlines_has_none(network: Founded) -> None:
+    assert network.node(1).next_timeout() is None
+
+
+def attached(network: Founded, number: int) -> Node:
+    node = network.node(number)
+    node.handle_start({}, now=0.0, wall_ns=WALL_NS)
+    network.attach(node, now=1.0)
+    node.take_events()
+    return node
+
+
+def evict(network: Founded, number: int) -> owner.CharterUpdate:
+    return owner.evict(
+        network.roster(0),
+        network.owner,
+        network.identities[0],
+        network.records[0],
+        network.identities[number].public,
+        PasswordRule.KEEP,
+        entropy=network.entropy,
+        wall=WALL,
+    )
