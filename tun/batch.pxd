@@ -30,7 +30,6 @@ cdef struct Slot:
 cdef struct Batch:
     const Sockets *sockets
     uint64_t *drops
-    bint has_gso
     uint8_t *buffers            # BATCH × SLOT
     uint8_t *cuts               # BATCH × CUT
     Slot slots[BATCH]
@@ -95,7 +94,7 @@ cdef inline void build_run(Batch *batch, int first, int count) noexcept nogil:
     cdef int length = 1, i, total = head.size
     run[0] = first
     head.is_sent = True
-    if batch.has_gso and not head.primary.is_single:
+    if batch.sockets.has_gso and not head.primary.is_single:
         for i in range(first + 1, count):
             slot = &batch.slots[i]
             if slot.is_sent or slot.peer is not head.peer:

@@ -15,6 +15,8 @@ cdef struct Sockets:
     int count
     int fd[SOCKET_LIMIT]
     int family[SOCKET_LIMIT]
+    bint has_gso                # all of them: UDP_SEGMENT
+    bint has_gro
 
 cdef struct SocketAddress:
     uint8_t bytes[28]           # a sockaddr_in or sockaddr_in6

@@ -32,9 +32,9 @@ from libc.string cimport memcpy, memset
 
 from .batch cimport BATCH, CUT, SLOT, Batch, Slot, batch_free, batch_new, batch_send
 from .cipher cimport *
-from .control cimport CONTROL_BYTES, read_control
 from .drops cimport *
 from .endpoint cimport *
+from .inbox cimport *
 from .inner cimport *
 from .memory cimport blocks_count, give_block, take_block
 from .offload cimport *
@@ -49,8 +49,6 @@ import nacl.bindings  # runs sodium_init, without which libsodium uses its slow 
 import nacl._sodium
 
 cdef enum:
-    MESSAGES = 16               # UDP messages of one recvmmsg
-    MESSAGE_BYTES = 65536       # a GRO message may be that long
     HEADER = 16                 # type(4) receiver(4) counter(8)
     TRANSMIT = 0                # who counts drops
     RECEIVE = 1
@@ -146,7 +144,7 @@ cdef class Engine:
     cdef bint is_running, has_kicks
     cdef bint is_drained                         # of the transmit thread: the device had no more
     cdef bint has_retired                        # of the receive thread: endpoints that a roaming peer left
-    cdef bint has_gro, copies_dscp
+    cdef bint copies_dscp
     cdef bint has_tso, has_uso                   # the device takes and gives large packets of TCP, of UDP
     cdef int vnet_bytes                          # in front of each packet of the device
     cdef Train train
@@ -158,11 +156,7 @@ cdef class Engine:
     cdef Drops drop_counts[2]
     cdef Cipher ciphers[2]
     cdef Batch *batch
-    cdef uint8_t *rx_buffers
-    cdef mmsghdr rx_messages[MESSAGES]
-    cdef iovec rx_vectors[MESSAGES]
-    cdef uint8_t rx_controls[MESSAGES][CONTROL_BYTES]
-    cdef SocketAddress rx_names[MESSAGES]
+    cdef Inbox inbox
 
     def __cinit__(
             self, int tun_fd, sockets, *, int slow_queue=1024, bint gso=True, bint gro=True, bint copy_dscp=True,
@@ -172,8 +166,6 @@ cdef class Engine:
         pthread_rwlockattr_init(&attribute)
         pthread_rwlockattr_setkind_np(&attribute, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP)
         pthread_rwlock_init(&self.lock, &attribute)
-        if not 0 < len(sockets) <= SOCKET_LIMIT:
-            raise ValueError(f"between 1 and {SOCKET_LIMIT} sockets, not {len(sockets)}")
         if not 0 < slow_queue <= 65536:
             raise ValueError("slow_queue must be between 1 and 65536")
         self.tun_fd = tun_fd
@@ -182,12 +174,11 @@ cdef class Engine:
         self.ciphers[TRANSMIT].sodium = self.ciphers[RECEIVE].sodium = &sodium
         self.routes = <RouteTable *>take_block(sizeof(RouteTable))
         self.peers = <Peers *>take_block(sizeof(Peers))
-        self.rx_buffers = <uint8_t *>take_block(MESSAGES * MESSAGE_BYTES)
         self.batch = batch_new(&self.sockets, self.drop_counts[TRANSMIT])
-        if not self.routes or not self.peers or not self.rx_buffers or not self.batch:
+        if not inbox_open(&self.inbox) or not self.routes or not self.peers or not self.batch:
             raise MemoryError()
         self.set_up_device(offload)
-        self.set_up_sockets(sockets, gso, gro)
+        adopt_sockets(&self.sockets, sockets, gso, gro, copy_dscp)
         self.kick_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         self.receive_stop_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         if not outbox_open(&self.outbox, slow_queue) or self.kick_fd < 0 or self.receive_stop_fd < 0:
@@ -205,31 +196,6 @@ cdef class Engine:
             self.has_uso = ioctl(self.tun_fd, TUNSETOFFLOAD, tcp | udp) == 0
             self.has_tso = self.has_uso or ioctl(self.tun_fd, TUNSETOFFLOAD, tcp) == 0
 
-    cdef int set_up_sockets(self, sockets, bint gso, bint gro) except -1:
-        cdef int one = 1, value = 0, family = 0, fd
-        cdef socklen_t size
-        self.sockets.count = len(sockets)
-        self.batch.has_gso = gso
-        self.has_gro = gro
-        for number, descriptor in enumerate(sockets):
-            fd = descriptor
-            self.sockets.fd[number] = fd
-            size = sizeof(int)
-            if getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &family, &size) != 0:
-                raise OSError(errno, f"file descriptor {fd} is no socket")
-            self.sockets.family[number] = family
-            size = sizeof(int)
-            if gso and getsockopt(fd, SOL_UDP, UDP_SEGMENT, &value, &size) != 0:
-                self.batch.has_gso = False
-            if gro and setsockopt(fd, SOL_UDP, UDP_GRO, &one, sizeof(int)) != 0:
-                self.has_gro = False
-            if self.copies_dscp:
-                if family == AF_INET6:
-                    setsockopt(fd, IPPROTO_IPV6, IPV6_RECVTCLASS, &one, sizeof(int))
-                else:
-                    setsockopt(fd, IPPROTO_IP, IP_RECVTOS, &one, sizeof(int))
-        return 0
-
     def __dealloc__(self):
         cdef int number
         # The threads hold a reference to this object: they have ended.
@@ -239,7 +205,7 @@ cdef class Engine:
                     free_peer(self.peers, self.peers.by_number[number])
         give_block(self.routes)
         give_block(self.peers)
-        give_block(self.rx_buffers)
+        inbox_close(&self.inbox)
         batch_free(self.batch)
         outbox_close(&self.outbox)
         for number in (self.kick_fd, self.receive_stop_fd):
@@ -282,8 +248,8 @@ cdef class Engine:
     @property
     def features(self):
         return {
-            "udp_gso": bool(self.batch.has_gso),
-            "udp_gro": bool(self.has_gro),
+            "udp_gso": bool(self.sockets.has_gso),
+            "udp_gro": bool(self.sockets.has_gro),
             "sendmmsg": True,
             "dscp": bool(self.copies_dscp),
             "tun_tso": bool(self.has_tso),
@@ -725,39 +691,21 @@ cdef class Engine:
 
     cdef void receive_loop(self) noexcept nogil:
         cdef pollfd fds[SOCKET_LIMIT + 1]
-        cdef int i, count
-        for i in range(self.sockets.count):
-            fds[i].fd = self.sockets.fd[i]
-            fds[i].events = POLLIN
-        fds[self.sockets.count].fd = self.receive_stop_fd
-        fds[self.sockets.count].events = POLLIN
+        cdef int i, count = watch(fds, &self.sockets, self.receive_stop_fd)
         while self.is_running:
-            poll(fds, self.sockets.count + 1, -1)
+            poll(fds, count, -1)
             for i in range(self.sockets.count):
                 if fds[i].revents & POLLNVAL:
                     fds[i].fd = -1
                 elif fds[i].revents:
-                    # Bounded, so that one busy socket does not starve the others.
-                    for _ in range(4):
-                        count = self.receive_batch(i)
-                        if count < MESSAGES:
+                    for _ in range(TURNS):
+                        if self.receive_batch(i) < MESSAGES:
                             break
 
     cdef int receive_batch(self, int number) noexcept nogil:
-        cdef int i, count
+        cdef int i, count = inbox_receive(&self.inbox, self.sockets.fd[number])
         cdef double now
-        for i in range(MESSAGES):
-            memset(&self.rx_messages[i], 0, sizeof(mmsghdr))
-            self.rx_vectors[i].iov_base = self.rx_buffers + i * MESSAGE_BYTES
-            self.rx_vectors[i].iov_len = MESSAGE_BYTES
-            self.rx_messages[i].msg_hdr.msg_iov = &self.rx_vectors[i]
-            self.rx_messages[i].msg_hdr.msg_iovlen = 1
-            self.rx_messages[i].msg_hdr.msg_name = &self.rx_names[i]
-            self.rx_messages[i].msg_hdr.msg_namelen = sizeof(SocketAddress)
-            self.rx_messages[i].msg_hdr.msg_control = self.rx_controls[i]
-            self.rx_messages[i].msg_hdr.msg_controllen = CONTROL_BYTES
-        count = recvmmsg(self.sockets.fd[number], self.rx_messages, MESSAGES, MSG_DONTWAIT, NULL)
-        if count <= 0:
+        if count == 0:
             return 0
         now = monotonic()
         pthread_rwlock_rdlock(&self.lock)
@@ -780,19 +728,14 @@ cdef class Engine:
         pthread_rwlock_unlock(&self.lock)
 
     cdef void receive_message(self, int number, int i, double now) noexcept nogil:
-        # A message may be several datagrams of one size that GRO joined; the last may be shorter.
-        cdef Origin origin
-        cdef int tos = 0, segment = 0, size = <int>self.rx_messages[i].msg_len, start = 0, part
-        cdef uint8_t *data = self.rx_buffers + i * MESSAGE_BYTES
-        take_origin(&origin, number, &self.rx_names[i], self.rx_messages[i].msg_hdr.msg_namelen)
-        read_control(&self.rx_messages[i].msg_hdr, &tos, &segment)
-        if segment <= 0:
-            segment = size
-        if size == 0:
+        cdef Message message
+        cdef int start = 0, part
+        inbox_read(&self.inbox, i, number, &message)
+        if message.size == 0:
             self.drop_counts[RECEIVE][DROP_TOO_SHORT] += 1
-        while start < size:
-            part = segment if size - start > segment else size - start
-            self.receive_datagram(&origin, data + start, part, tos, now)
+        while start < message.size:
+            part = message.segment if message.size - start > message.segment else message.size - start
+            self.receive_datagram(&message.origin, message.data + start, part, message.tos, now)
             start += part
 
     cdef void receive_datagram(self, Origin *origin, uint8_t *data, int size, int tos, double now) noexcept nogil:

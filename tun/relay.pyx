@@ -18,18 +18,16 @@ from typing import NamedTuple
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
-from .control cimport CONTROL_BYTES, add_control, drop_segment, read_control
+from .control cimport CONTROL_BYTES, add_control, drop_segment
 from .endpoint cimport (
-    Origin, RELAY_HEADER, SOCKET_LIMIT, SocketAddress, Sockets, WORD_RELAY, is_same_origin, origin_name,
-    parse_origin, take_origin)
+    Origin, RELAY_HEADER, SOCKET_LIMIT, Sockets, WORD_RELAY, is_same_origin, origin_name, parse_origin)
+from .inbox cimport *
 from .memory cimport give_block, take_block
 from .outbox cimport (
     Outbox, SLOW_BYTES, Slow, outbox_close, outbox_open, outbox_put, outbox_quiet, outbox_take_slow)
 from .syscalls cimport *
 
 cdef enum:
-    MESSAGES = 16               # of one recvmmsg
-    MESSAGE_BYTES = 65536       # a GRO message may be that long
     OUTGOING = 256              # messages of one round of sendmmsg
     SEGMENTS = 64               # the kernel's limit in one UDP_SEGMENT message
     GSO_BYTES = 65000           # of one UDP_SEGMENT message with all headers
@@ -65,7 +63,7 @@ cdef struct Seat:
 
 cdef class RelayPump:
     cdef Sockets sockets
-    cdef bint has_gso, has_gro, is_running
+    cdef bint is_running
     cdef int stop_fd
     cdef object thread
     cdef pthread_mutex_t mutex
@@ -75,11 +73,7 @@ cdef class RelayPump:
     cdef uint64_t drop_counts[DROP_COUNT]
     cdef uint64_t packet_count, byte_count
     cdef Outbox outbox
-    cdef uint8_t *buffers
-    cdef mmsghdr incoming[MESSAGES]
-    cdef iovec incoming_vectors[MESSAGES]
-    cdef SocketAddress names[MESSAGES]
-    cdef uint8_t incoming_controls[MESSAGES][CONTROL_BYTES]
+    cdef Inbox inbox
     cdef mmsghdr outgoing[OUTGOING]
     cdef iovec outgoing_vectors[OUTGOING]
     cdef uint8_t outgoing_controls[OUTGOING][CONTROL_BYTES]
@@ -92,44 +86,20 @@ cdef class RelayPump:
             bint gso=True, bint gro=True):
         self.stop_fd = self.outbox.fd = -1
         pthread_mutex_init(&self.mutex, NULL)
-        if not 0 < len(sockets) <= SOCKET_LIMIT:
-            raise ValueError(f"between 1 and {SOCKET_LIMIT} sockets, not {len(sockets)}")
         if not 0 < slow_queue <= 65536 or byte_rate <= 0 or byte_burst <= 0:
             raise ValueError("slow_queue must be between 1 and 65536, rate and burst above 0")
         self.byte_rate, self.byte_burst = byte_rate, byte_burst
         self.seats = <Seat *>take_block(SEAT_SLOTS * sizeof(Seat))
-        self.buffers = <uint8_t *>take_block(MESSAGES * MESSAGE_BYTES)
         self.stop_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
-        if not outbox_open(&self.outbox, slow_queue) or not self.seats or not self.buffers or self.stop_fd < 0:
-            raise MemoryError("no memory or no file descriptor left")
-        self.set_up_sockets(sockets, gso, gro)
-
-    cdef int set_up_sockets(self, sockets, bint gso, bint gro) except -1:
-        cdef int one = 1, value = 0, family = 0, fd
-        cdef socklen_t size
-        self.sockets.count = len(sockets)
-        self.has_gso, self.has_gro = gso, gro
-        for number, descriptor in enumerate(sockets):
-            fd = descriptor
-            size = sizeof(int)
-            if getsockopt(fd, 1, 39, &family, &size) != 0:      # SOL_SOCKET, SO_DOMAIN
-                raise OSError(errno, f"file descriptor {fd} is no socket")
-            self.sockets.fd[number], self.sockets.family[number] = fd, family
-            size = sizeof(int)
-            if gso and getsockopt(fd, SOL_UDP, UDP_SEGMENT, &value, &size) != 0:
-                self.has_gso = False
-            if gro and setsockopt(fd, SOL_UDP, UDP_GRO, &one, sizeof(int)) != 0:
-                self.has_gro = False
-            if family == AF_INET6:
-                setsockopt(fd, IPPROTO_IPV6, IPV6_RECVTCLASS, &one, sizeof(int))
-            else:
-                setsockopt(fd, IPPROTO_IP, IP_RECVTOS, &one, sizeof(int))
-        return 0
+        if (not outbox_open(&self.outbox, slow_queue) or not inbox_open(&self.inbox) or not self.seats
+                or self.stop_fd < 0):
+            raise OSError("no more memory or file descriptors")
+        adopt_sockets(&self.sockets, sockets, gso, gro, True)
 
     def __dealloc__(self):
         outbox_close(&self.outbox)
         give_block(self.seats)
-        give_block(self.buffers)
+        inbox_close(&self.inbox)
         if self.stop_fd >= 0:
             close(self.stop_fd)
         pthread_mutex_destroy(&self.mutex)
@@ -156,7 +126,7 @@ cdef class RelayPump:
 
     @property
     def features(self):
-        return {"udp_gso": bool(self.has_gso), "udp_gro": bool(self.has_gro)}
+        return {"udp_gso": bool(self.sockets.has_gso), "udp_gro": bool(self.sockets.has_gro)}
 
     def bind(self, uint32_t seat, bytes network, int socket, str host, uint16_t port, *, uint32_t account=0):
         cdef Origin origin
@@ -255,39 +225,21 @@ cdef class RelayPump:
 
     cdef void receive_loop(self) noexcept nogil:
         cdef pollfd fds[SOCKET_LIMIT + 1]
-        cdef int i
-        for i in range(self.sockets.count):
-            fds[i].fd = self.sockets.fd[i]
-            fds[i].events = POLLIN
-        fds[self.sockets.count].fd = self.stop_fd
-        fds[self.sockets.count].events = POLLIN
+        cdef int i, count = watch(fds, &self.sockets, self.stop_fd)
         while self.is_running:
-            poll(fds, self.sockets.count + 1, -1)
+            poll(fds, count, -1)
             for i in range(self.sockets.count):
                 if fds[i].revents & POLLNVAL:
                     fds[i].fd = -1
                 elif fds[i].revents:
-                    # Bounded, so that one busy socket does not starve the others.
-                    for _ in range(4):
+                    for _ in range(TURNS):
                         if self.receive_batch(i) < MESSAGES:
                             break
 
     cdef int receive_batch(self, int socket) noexcept nogil:
-        cdef int i, count
+        cdef int i, count = inbox_receive(&self.inbox, self.sockets.fd[socket])
         cdef double now
-        cdef msghdr *header
-        for i in range(MESSAGES):
-            self.incoming_vectors[i].iov_base = self.buffers + i * MESSAGE_BYTES
-            self.incoming_vectors[i].iov_len = MESSAGE_BYTES
-            header = &self.incoming[i].msg_hdr
-            header.msg_iov = &self.incoming_vectors[i]
-            header.msg_iovlen = 1
-            header.msg_name = &self.names[i]
-            header.msg_namelen = sizeof(SocketAddress)
-            header.msg_control = self.incoming_controls[i]
-            header.msg_controllen = CONTROL_BYTES
-        count = recvmmsg(self.sockets.fd[socket], self.incoming, MESSAGES, MSG_DONTWAIT, NULL)
-        if count <= 0:
+        if count == 0:
             return 0
         now = monotonic()
         pthread_mutex_lock(&self.mutex)
@@ -298,30 +250,25 @@ cdef class RelayPump:
         return count
 
     cdef void relay_message(self, int socket, int i, double now) noexcept nogil:
-        # A message may be several datagrams of one size that GRO joined; the last may be shorter.
-        cdef Origin origin
-        cdef int tos = 0, segment = 0, size = <int>self.incoming[i].msg_len, start = 0, end, count
-        cdef uint8_t *data = self.buffers + i * MESSAGE_BYTES
-        take_origin(&origin, socket, &self.names[i], self.incoming[i].msg_hdr.msg_namelen)
-        read_control(&self.incoming[i].msg_hdr, &tos, &segment)
-        if segment <= 0:
-            segment = size
-        if size == 0:
+        # Frames of one sender to one receiver that came together go on together.
+        cdef Message message
+        cdef uint8_t *data
+        cdef int left, size, count
+        inbox_read(&self.inbox, i, socket, &message)
+        data, left = message.data, message.size
+        if left == 0:
             self.drop_counts[DROP_TOO_SHORT] += 1
-        while start < size:
-            end = start + segment if size - start > segment else size
-            if not is_frame(data + start, end - start):
-                self.hand_to_python(&origin, data + start, end - start, now)
-                start = end
-                continue
-            # Frames of one sender to one receiver that came together go on together.
-            count = 1
-            while (self.has_gso and end < size and count < SEGMENTS and size - end >= RELAY_HEADER
-                    and end - start + segment <= GSO_BYTES and memcmp(data + end, data + start, RELAY_HEADER) == 0):
-                end = end + segment if size - end > segment else size
-                count += 1
-            self.forward(&origin, data + start, end - start, count, segment, tos, now)
-            start = end
+        while left:
+            size = message.segment if left > message.segment else left
+            if not is_frame(data, size):
+                self.hand_to_python(&message.origin, data, size, now)
+            else:
+                count = 1
+                if self.sockets.has_gso:
+                    size = run_length(data, left, message.segment, &count)
+                self.forward(&message.origin, data, size, count, message.segment, message.tos, now)
+            data += size
+            left -= size
 
     cdef void forward(
             self, Origin *origin, uint8_t *frames, int size, int count, int segment, int tos, double now
@@ -416,6 +363,16 @@ cdef class RelayPump:
 def _run(RelayPump pump):
     with nogil:
         pump.receive_loop()
+
+
+cdef inline int run_length(const uint8_t *data, int left, int segment, int *count) noexcept nogil:
+    # Bytes and number of the frames from `data` on that have one header and fit into one UDP_SEGMENT message.
+    cdef int size = segment if left > segment else left
+    while (left - size >= RELAY_HEADER and count[0] < SEGMENTS and size + segment <= GSO_BYTES
+            and memcmp(data + size, data, RELAY_HEADER) == 0):
+        size = size + segment if left - size > segment else left
+        count[0] += 1
+    return size
 
 
 cdef inline bint is_frame(const uint8_t *data, int size) noexcept nogil:
