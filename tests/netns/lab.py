@@ -155,11 +155,15 @@ class Lab:
         return time.monotonic() - started
 
     def close(self) -> None:
-        """End the processes, remove the namespaces and files."""
-        self.end_processes()
-        while self._namespaces:
-            subprocess.run(["ip", "netns", "del", self._namespaces.pop()], check=False, stderr=subprocess.DEVNULL)
-        shutil.rmtree(self.directory, ignore_errors=True)
+        """End the processes, remove the namespaces and files; a further Ctrl-C waits until it is done."""
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            self.end_processes()
+            while self._namespaces:
+                subprocess.run(["ip", "netns", "del", self._namespaces.pop()], check=False, stderr=subprocess.DEVNULL)
+            shutil.rmtree(self.directory, ignore_errors=True)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
     def end_processes(self) -> None:
         """SIGTERM, and SIGKILL for who does not heed it."""
