@@ -1,10 +1,19 @@
-"""In CI a test that skips because something is missing is a failure."""
+"""The fast tests first; and in CI a test that skips because something is missing is a failure."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
+
+ORDER = ("unit", "fuzz", "engine", "cli", "bench", "rendezvous", "sim", "failures", "netns")
+"""Folders, from seconds to minutes."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    items.sort(key=lambda item: ORDER.index(item.path.relative_to(here).parts[0]))
 
 
 @pytest.hookimpl(wrapper=True)
