@@ -11,6 +11,7 @@ whose sender does not know the uid yet: the locator): it shows that the connecti
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated
 
 import msgspec
 
@@ -33,6 +34,11 @@ MAX_RECORD = MAX_ENVELOPE - 256
 """Bytes of a record: its envelope stays below the limit whoever seals it, in every epoch."""
 MAX_APPROVAL = 256
 """Bytes of an approval with its signature; it takes about 170."""
+
+
+# Checked by the parser: a number out of range would only raise when it is packed into a frame or given to a socket.
+RelayId = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
+Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 
 
 class RefusalCode(StrEnum):
@@ -64,7 +70,7 @@ class RelayGrant(msgspec.Struct, frozen=True, array_like=True):
     binding expires after RELAY_BINDING_LIFETIME seconds without a further one.
     """
 
-    id: int
+    id: RelayId
     key: bytes  # 32 bytes
 
     def __repr__(self) -> str:
@@ -89,7 +95,7 @@ class PresenceEntry(msgspec.Struct, frozen=True, array_like=True):
     """A member's control connection: its relay id while online, 0 when it went offline."""
 
     identity: bytes
-    relay_id: int
+    relay_id: RelayId
 
 
 class Welcome(msgspec.Struct, frozen=True, tag_field="t", tag="welcome", kw_only=True):
@@ -98,8 +104,8 @@ class Welcome(msgspec.Struct, frozen=True, tag_field="t", tag="welcome", kw_only
     version: int
     nonce: bytes  # 32 bytes, fresh
     observed_host: str
-    udp_port: int
-    udp_port2: int
+    udp_port: Port
+    udp_port2: Port
     software: str
 
 

@@ -19,6 +19,10 @@ from meshvpn.proto.signed import Signed
 
 REQUESTS: tuple[type[Any], ...] = typing.get_args(control.Request)
 RESPONSES: tuple[type[Any], ...] = typing.get_args(control.Response)
+WELCOME = control.Welcome(version=1, nonce=bytes(32), observed_host="", udp_port=1, udp_port2=2, software="")
+ATTACHED = control.Attached(
+    rid=1, address="10.0.0.1", charter=Signed(b"", b"", b""), members=[], online=[], relay=RelayGrant(1, bytes(32))
+)
 unhurried = settings(deadline=None)
 
 
@@ -26,6 +30,9 @@ def _values(annotation: Any) -> st.SearchStrategy[Any]:
     """Values of a field's type."""
     if typing.get_origin(annotation) is list:
         return st.lists(_values(typing.get_args(annotation)[0]), max_size=3)
+    if typing.get_origin(annotation) is typing.Annotated:
+        meta = annotation.__metadata__[0]
+        return st.integers(min_value=meta.ge, max_value=meta.le)
     if alternatives := typing.get_args(annotation):
         return st.one_of([_values(alternative) for alternative in alternatives])
     if annotation in (Signed, MemberEntry, PresenceEntry, RelayGrant):
@@ -40,7 +47,9 @@ def _values(annotation: Any) -> st.SearchStrategy[Any]:
 
 
 def messages(kind: type[Any]) -> st.SearchStrategy[Any]:
-    return st.builds(kind, **{name: _values(hint) for name, hint in typing.get_type_hints(kind).items()})
+    return st.builds(
+        kind, **{name: _values(hint) for name, hint in typing.get_type_hints(kind, include_extras=True).items()}
+    )
 
 
 any_request: st.SearchStrategy[control.Request] = st.one_of([messages(kind) for kind in REQUESTS])
@@ -190,3 +199,18 @@ def _decode_both(data: bytes) -> None:
         except MalformedMessage as error:
             reasons.append(error.reason)
     assert set(reasons) <= {DropReason.MALFORMED}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        control.Presence(entry=PresenceEntry(bytes(32), 1 << 32)),
+        control.Presence(entry=PresenceEntry(bytes(32), -1)),
+        msgspec.structs.replace(ATTACHED, relay=RelayGrant(1 << 32, bytes(32))),
+        msgspec.structs.replace(WELCOME, udp_port=0),
+        msgspec.structs.replace(WELCOME, udp_port2=65536),
+    ],
+)
+def test_a_number_that_fits_into_no_packet_is_malformed(message: control.Response) -> None:
+    with pytest.raises(MalformedMessage):
+        control.decode_response(control.encode(message))
