@@ -276,9 +276,10 @@ class Node:
 
     def _settle(self, now: float, wall_ns: int) -> None:
         self._settle_session(now, wall_ns)
+        # The roster's news first: whom we bring up is as it is now, and older news of it would be wrong afterwards.
+        self._settle_roster(now, wall_ns)
         if self._starts_by is not None and (now >= self._starts_by or not self.session.is_opening):
             self._bring_up(now, wall_ns)
-        self._settle_roster(now, wall_ns)
         self._settle_gatherer(now)
         for reason in self._peering.settle(now=now, wall_ns=wall_ns):
             self._count(reason)
@@ -347,11 +348,14 @@ class Node:
                     self._peering.clear()
                     self._events.append(MembershipChanged("evicted"))
                 case SelfReinstated():
-                    self._peering.add_members(now=now, wall_ns=wall_ns)
                     self._events.append(MembershipChanged("reinstated"))
                 case NetworkDeleted():
                     self._peering.clear()
                     self._events.append(MembershipChanged("deleted"))
+        if any(isinstance(event, SelfReinstated) for event in events):
+            # Last: the roster is ahead of the news above, which would be wrong of whom it brings back.
+            self._peering.clear()
+            self._peering.add_members(now=now, wall_ns=wall_ns)
         # One that changes nobody's membership (a new password) must survive a restart too: older ones are refused.
         if events or self.roster.charter is not self._kept_charter:
             self._kept_charter = self.roster.charter

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from meshvpn.proto import control, owner
+from meshvpn.proto import control, disco, owner
 from meshvpn.proto.commands import MovePeer, RemovePeer
-from meshvpn.proto.control import MemberChanged, Presence, PresenceEntry
+from meshvpn.proto.control import MemberChanged, MemberEntry, Presence, PresenceEntry
 from meshvpn.proto.epochs import PREVIOUS_EPOCH_LIFETIME
 from meshvpn.proto.errors import MembershipError
 from meshvpn.proto.events import MembershipChanged, PeerChanged
@@ -14,6 +14,7 @@ from meshvpn.proto.node import START_GRACE, Node
 from meshvpn.proto.owner import PasswordRule
 from meshvpn.proto.peer import PeerState, Traffic
 from meshvpn.proto.peering import MAX_PEERS
+from meshvpn.proto.primitives import x25519_public
 from meshvpn.proto.timers import Stamps
 from meshvpn.proto.transport import Address, Path, RelayHop
 
@@ -121,6 +122,30 @@ def test_who_is_evicted_has_no_peers_and_who_is_reinstated_has_them_again(networ
     assert happened == ["evicted", "reinstated"]
 
 
+def test_who_is_reinstated_meets_members_as_they_are_by_then(network: Founded, node: Node) -> None:
+    update = evict(network, 1)
+    hear(node, control.CharterChanged(charter=update.charter, members=[]), now=2.0)
+    signer = network.roster(0)
+    signer.handle_charter(update.charter, [], wall=WALL)
+    again = owner.unban(signer, network.owner, network.identities[1].public, wall=WALL)
+    hear(node, control.CharterChanged(charter=again.charter, members=[restarted(network, 2)]), now=3.0)
+    assert len(node.peers) == 2
+    peer = node.peers[network.identities[2].public]
+    assert peer.member == node.roster.members[peer.member.identity]
+    assert node._peering._by_disco[peer.member.disco_key] is peer
+
+
+def test_a_record_that_comes_in_the_moment_of_the_start_is_the_one_that_counts(network: Founded) -> None:
+    node = network.node(1)
+    node.handle_start({}, now=0.0, wall_ns=WALL_NS)
+    node.handle_connected([], now=0.0, wall_ns=WALL_NS)
+    hear(node, control.Welcome(version=1, nonce=b"", observed_host="", udp_port=1, udp_port2=2, software=""), now=0.0)
+    hear(node, MemberChanged(entry=restarted(network, 2)), now=START_GRACE)
+    peer = node.peers[network.identities[2].public]
+    assert peer.member.sequence == WALL + 1
+    assert node._peering._by_disco[peer.member.disco_key] is peer
+
+
 def test_a_member_that_waits_for_approval_is_no_peer_until_it_has_it() -> None:
     network = found(3, access="approve")
     node = attached(network, 1)
@@ -161,6 +186,24 @@ def attached(network: Founded, number: int) -> Node:
     network.attach(node, now=1.0)
     node.take_events()
     return node
+
+
+def restarted(network: Founded, number: int) -> MemberEntry:
+    """The record of a member's next run."""
+    identity, address = network.identities[number], network.addresses[number]
+    record = owner.make_record(
+        network.roster(number),
+        identity,
+        address=address,
+        nick=f"pbx{number}",
+        tunnel_key=x25519_public(network.tunnel_keys[number]),
+        disco_key=disco.public_key(network.entropy(32)),
+        joined_at=WALL,
+        sequence=WALL + 1,
+        software="test",
+        entropy=network.entropy,
+    )
+    return MemberEntry(identity.public, address, record.envelope)
 
 
 def evict(network: Founded, number: int) -> owner.CharterUpdate:
