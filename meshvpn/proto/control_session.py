@@ -35,6 +35,8 @@ TRANSIENT = frozenset({RefusalCode.RATE_LIMITED, RefusalCode.UNAVAILABLE})
 """Refusals that time alone lifts."""
 MAX_PENDING = 64
 """Requests without an answer."""
+MAX_WORDS = 200
+"""Characters that are kept of what the server says to people."""
 
 
 class SessionState(Enum):
@@ -199,7 +201,7 @@ class ControlSession:
                 return self._finish(rid, None, "")
             case Goodbye(code=code, message=text):
                 if code in (RefusalCode.EVICTED, RefusalCode.DELETED):
-                    self._refuse(code, text)
+                    self._refuse(code, _plain(text))
                 return None
             case _:
                 # CharterChanged also precedes a refusal (evicted, deleted): the member verifies it by itself.
@@ -282,12 +284,13 @@ class ControlSession:
         return None
 
     def _handle_refused(self, message: Refused, now: float) -> DropReason | None:
+        code, text = _plain(message.code), _plain(message.message)
         if self.state is SessionState.ATTACHING and message.rid == self._opening_rid:
-            self._refuse(message.code, message.message)
+            self._refuse(code, text)
             self._events.append(DisconnectWanted())
             self.handle_disconnected(now=now)
             return None
-        return self._finish(message.rid, message.code, message.message)
+        return self._finish(message.rid, code, text)
 
     def _refuse(self, code: str, text: str) -> None:
         self.refusal = SessionRefused(code, text)
@@ -306,3 +309,8 @@ class ControlSession:
     def _take_rid(self) -> int:
         rid, self._next_rid = self._next_rid, self._next_rid + 1
         return rid
+
+
+def _plain(text: str) -> str:
+    """What is printed to terminals and written into logs must be short and carry no control sequences."""
+    return "".join(character if character.isprintable() else "?" for character in text[:MAX_WORDS])

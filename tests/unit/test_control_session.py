@@ -12,6 +12,7 @@ from meshvpn.proto.control_session import (
     BACKOFF_LAST,
     BACKOFF_REFUSED,
     MAX_PENDING,
+    MAX_WORDS,
     OPEN_TIMEOUT,
     REQUEST_TIMEOUT,
     ConnectWanted,
@@ -218,6 +219,23 @@ def test_after_the_first_time_it_comes_back_as_a_member() -> None:
     session.handle_disconnected(now=2.0)
     session.handle_retry(now=2.0)
     assert isinstance(go_in(session, now=3.0), control.Attach)
+
+
+def test_the_servers_words_are_short_and_carry_no_control_sequences(session: ControlSession) -> None:
+    harm, shown = "\x1b]0;x\x07\r\n\u202e" + "long " * 100_000, "?]0;x????long "
+    session.handle_start(now=0.0)
+    session.handle_connected(now=0.0)
+    hear(session, WELCOME, now=0.0)
+    hear(session, Refused(rid=session._opening_rid, code=harm, message=harm), now=1.0)
+    session.handle_retry(now=2.0)
+    go_in(session, now=2.0)
+    rid = session.request(leave, now=3.0)
+    hear(session, Refused(rid=rid, code=harm, message=harm), now=3.0)
+    hear(session, Goodbye(code="evicted", message=harm), now=3.0)
+    told = [event for event in session.take_events() if isinstance(event, SessionRefused | RequestFinished)]
+    assert [event.message[: len(shown)] for event in told] == [shown] * 3
+    assert all(len(event.message) <= MAX_WORDS for event in told)
+    assert all(event.code is not None and event.code.isprintable() for event in told)
 
 
 def go_in(session: ControlSession, *, now: float) -> control.Request:
