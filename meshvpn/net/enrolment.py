@@ -6,6 +6,7 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 
+from ..proto.control import MAX_MESSAGE
 from ..proto.control_session import (
     ConnectWanted,
     ControlSession,
@@ -20,6 +21,8 @@ from .randomness import entropy
 
 TIMEOUT = 15.0
 """Seconds for connection, TLS and the server's answer."""
+MAX_BACKLOG = MAX_MESSAGE
+"""Bytes of messages that wait for the interface to be made, which takes a fraction of a second."""
 
 
 class AnswerLostError(ServerUnreachableError):
@@ -35,12 +38,18 @@ class Enrolled:
     attached: SessionAttached
     server: ServerIdentity
     backlog: list[bytes] = field(default_factory=list)
+    is_closed: bool = False
+    """The connection ended in the meantime, for `reason`."""
+    reason: MeshError | None = None
 
     def hand_over(self, handler: LinkHandler) -> None:
         """From now on `handler` is told; it first gets what came in the meantime."""
         self.link.handler = handler
         for message in self.backlog:
             handler.handle_message(message)
+        if self.is_closed:
+            # Without this it would wait for ever for a connection that it believes to be there.
+            handler.handle_closed(self.reason)
 
 
 async def enrol(url: str, pin: str | None, opening: Opening) -> Enrolled:
@@ -72,6 +81,7 @@ class _Attempt:
         self._server: ServerIdentity | None = None
         self._result: asyncio.Future[Enrolled] = asyncio.get_running_loop().create_future()
         self._enrolled: Enrolled | None = None
+        self._backlog_bytes = 0
 
     async def run(self) -> Enrolled:
         self._session.handle_start(now=time.monotonic())
@@ -85,16 +95,25 @@ class _Attempt:
 
     def handle_message(self, data: bytes) -> None:
         if self._enrolled is not None:
-            self._enrolled.backlog.append(data)
+            self._keep(self._enrolled, data)
             return
         self._session.handle_message(data, now=time.monotonic())
         self._pump()
 
     def handle_closed(self, reason: MeshError | None) -> None:
-        if not self._result.done():
+        if self._enrolled is not None:
+            self._enrolled.is_closed, self._enrolled.reason = True, reason
+        elif not self._result.done():
             self._result.set_exception(
                 reason or ServerUnreachableError(f"the rendezvous {self.link.url} closed the connection; try again")
             )
+
+    def _keep(self, enrolled: Enrolled, data: bytes) -> None:
+        self._backlog_bytes += len(data)
+        if self._backlog_bytes <= MAX_BACKLOG:
+            enrolled.backlog.append(data)
+        else:
+            self.link.cut()  # what is lost comes again with the next connection
 
     def _pump(self) -> None:
         for event in self._session.take_events():

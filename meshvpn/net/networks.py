@@ -13,7 +13,7 @@ from tun.device import TunError, open_device
 
 from .. import ipc
 from ..proto import owner
-from ..proto.charter import decode_charter
+from ..proto.charter import Charter, decode_charter
 from ..proto.control_session import create_opening, join_opening
 from ..proto.errors import ConfigError, MalformedMessage, MembershipError, MeshError
 from ..proto.keys import (
@@ -28,6 +28,7 @@ from ..proto.keys import (
 )
 from ..proto.membership import MIN_PREFIX
 from ..proto.owner import PasswordRule
+from ..proto.record import check_address
 from ..proto.roster import RosterState
 from ..state import NetworkState, StateDir
 from . import interface
@@ -104,6 +105,7 @@ class Networks:
             opening = create_opening(identity, state.uid, roster.charter)
             try:
                 enrolled = await enrol(state.server_url, state.server_pin, opening)
+                await _check_address(enrolled, decode_charter(roster.charter))
             except AnswerLostError as error:
                 await self._ask_again(state)
                 raise AnswerLostError(
@@ -125,6 +127,7 @@ class Networks:
             try:
                 roster = _invitation(enrolled, keys)
                 charter = decode_charter(roster.charter)
+                await _check_address(enrolled, charter)
                 await self._check_pool(IPv4Network(charter.pool), former)
                 uid = network_uid(charter.owner)
                 state = await self._new_state(request, identity, roster, uid, former)
@@ -298,6 +301,16 @@ def _invitation(enrolled: Enrolled, keys: NetworkKeys) -> RosterState:
         return owner.accept_invitation(enrolled.attached.answer.charter, keys)
     except MalformedMessage as error:
         raise MembershipError(f"the server's answer is not genuine ({error}); do not trust this server") from error
+
+
+async def _check_address(enrolled: Enrolled, charter: Charter) -> None:
+    """The interface gets it with the pool's length: any other would draw foreign traffic into the tunnel."""
+    try:
+        check_address(enrolled.attached.answer.address, charter)
+    except MalformedMessage as error:
+        await enrolled.link.close()
+        problem = f"the server gives this host an address that is not in {charter.pool}"
+        raise MembershipError(f"{problem}; do not trust this server") from error
 
 
 def _try_device(name: str) -> None:

@@ -96,7 +96,7 @@ def check_envelope(signed: Signed, charter: Charter) -> Envelope:
         raise MalformedMessage(DropReason.BAD_SIGNATURE)
     if not verify(signed, DOMAIN_ENVELOPE) or not is_identity(envelope.identity):
         raise MalformedMessage(DropReason.BAD_SIGNATURE)
-    _check_address(envelope.address, charter)
+    check_address(envelope.address, charter)
     return envelope
 
 
@@ -123,7 +123,7 @@ def check_record(signed: Signed, charter: Charter) -> Record:
         raise MalformedMessage(DropReason.MALFORMED) from error
     if not is_canonical:
         raise MalformedMessage(DropReason.MALFORMED)
-    _check_address(record.address, charter)
+    check_address(record.address, charter)
     return record
 
 
@@ -170,7 +170,8 @@ def _is_plain(value: Any, depth: int) -> bool:
             return value is None or isinstance(value, int)
 
 
-def _check_address(address: str, charter: Charter) -> None:
+def check_address(address: str, charter: Charter) -> None:
+    """Raise MalformedMessage unless it is a host's address in the network's pool, written in the one way."""
     pool = IPv4Network(charter.pool)
     try:
         host = IPv4Address(address)
