@@ -186,7 +186,8 @@ class Api:
         return _done("password changed")
 
     async def _nick(self, request: web.Request) -> web.Response:
-        network, nick = self._network(request), check_nick((await _body(request, ipc.NickRequest)).nick)
+        nick = check_nick((await _body(request, ipc.NickRequest)).nick)
+        network = self._network(request)
         network.change(nick=nick)
         if network.runner is not None:
             network.runner.act(lambda node, now, wall_ns: node.rename(nick, now=now, wall_ns=wall_ns))

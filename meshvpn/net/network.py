@@ -59,6 +59,9 @@ class Network:
         self.server_state: tuple[str, str | None] = ("connecting", None)
         self.trouble: str | None = None
         """Why it could not be brought up."""
+        self.is_forgotten = False
+        """Removed from the disk: whoever still has it must not bring it back."""
+        self._turn = asyncio.Lock()
         self._unsaved: str | None = None
         self._directory = directory
         self._publish = publish
@@ -90,10 +93,15 @@ class Network:
         return None if self.runner is None else self.runner.node.session.refusal
 
     async def up(self, enrolled: Enrolled | None = None) -> None:
-        """Bring it up. Raises TunError, OSError, ConfigError."""
+        """Bring it up, once nothing else brings it up or down. Raises MeshError, TunError, OSError."""
+        async with self._turn:
+            if self.is_forgotten:
+                raise MembershipError("this host left the network meanwhile; see `meshvpn list`")
+            if self.runner is None:
+                await self._start(enrolled)
+
+    async def _start(self, enrolled: Enrolled | None) -> None:
         state = self.state
-        if self.runner is not None:
-            return
         sockets = open_sockets(state.udp_port)
         opening = attach_opening(self.identity, state.uid)
         if state.is_pending:
@@ -131,16 +139,26 @@ class Network:
             raise
         self.trouble = None
         assert runner.device is not None, "a runner that started has its device"
-        state.interface, state.udp_port, state.is_up = runner.device.name, runner.ports[0], True
+        state.interface, state.udp_port = runner.device.name, runner.ports[0]
         self.save()
 
     async def down(self, *, keep_device: bool) -> None:
-        """Stop it; with `keep_device` it is only the daemon that goes."""
-        runner, self.runner = self.runner, None
-        if runner is not None:
-            self._remember_paths(runner)
-            await runner.stop(keep_device=keep_device)
-        self.save()
+        """Stop it, once nothing else brings it up or down; with `keep_device` it is only the daemon that goes."""
+        async with self._turn:
+            runner, self.runner = self.runner, None
+            if runner is not None:
+                self._remember_paths(runner)
+                await runner.stop(keep_device=keep_device)
+                self._fail_actions()
+            if not self.is_forgotten:
+                self.save()
+
+    def _fail_actions(self) -> None:
+        """Requests are numbered by each connection anew: an answer to another one must not count for these."""
+        for rid, waiting in self._waiting.items():
+            if not waiting.done():
+                waiting.set_result(ActionFinished(rid, RefusalCode.UNAVAILABLE, "the network went down"))
+        self._waiting.clear()
 
     def change(self, **settings: object) -> None:
         """Take other settings, on the disk first. Raises StateError; then nothing has changed."""

@@ -67,7 +67,7 @@ class Networks:
 
     async def stop(self) -> None:
         """The daemon ends; the interfaces stay, so that calls and Asterisk's sockets survive a restart."""
-        for network in self.by_uid.values():
+        for network in list(self.by_uid.values()):
             await network.down(keep_device=True)
 
     def handle_network_change(self) -> None:
@@ -155,7 +155,8 @@ class Networks:
             raise MembershipError("you are the owner; use `meshvpn delete` to end the network for everybody")
         if not network.is_over:
             await network.act(lambda node, now, wall_ns: node.leave(now=now, wall_ns=wall_ns))
-        await self._forget(network)
+        async with self._enrolling:
+            await self._forget(network)
 
     async def delete(self, network: Network) -> None:
         """End the network for everybody."""
@@ -163,11 +164,16 @@ class Networks:
             raise MembershipError("only the owner can delete the network; use `meshvpn leave` to leave it")
         if not network.is_over:
             await network.act(lambda node, now, wall_ns: node.delete(now=now, wall_ns=wall_ns))
-        await self._forget(network)
+        async with self._enrolling:
+            await self._forget(network)
 
     async def _forget(self, network: Network) -> None:
+        """Only one at a time, and not while somebody enrols: the directory may be another network's by then."""
+        if self.by_uid.get(network.state.uid) is not network:
+            return  # somebody else was faster
         await network.down(keep_device=False)
         self._directory.remove(network.state.uid)
+        network.is_forgotten = True
         del self.by_uid[network.state.uid]
 
     async def _admit(self, state: NetworkState, enrolled: Enrolled, former: Network | None) -> Network:
@@ -177,7 +183,9 @@ class Networks:
             if former is not None:
                 await former.down(keep_device=False)
             self._directory.save(state)
-            if former is not None and former.state.uid != state.uid:
+            if former is not None and former.state.uid == state.uid:
+                former.is_forgotten = True
+            elif former is not None:
                 await self._forget(former)
             network = Network(state, self._directory, self._publish)
             # From here on the server has us as a member: if the interface fails, `up` can be tried again.
