@@ -38,6 +38,10 @@ def parse_server(text: str | None, pin: str | None) -> ipc.ServerOptions:
         raise CliError(
             "--server-pin is no pin; it is sha256: and 64 hexadecimal digits, as the server prints it", USAGE
         )
+    if pin is not None and parts.scheme == "http":
+        raise CliError(
+            "--server-pin is of no use with http://, which has no certificate; leave one of them away", USAGE
+        )
     shown = f"[{host}]" if ":" in host else host
     return ipc.ServerOptions(
         url=f"{parts.scheme}://{shown}:{port or DEFAULT_PORT}", pin=None if pin is None else pin.lower()

@@ -237,7 +237,7 @@ def test_a_server_that_is_none_is_a_usage_error_before_any_question(daemon: Fake
     [
         ("example.org", "https://example.org:7770"),
         ("example.org:443", "https://example.org:443"),
-        ("http://10.0.0.1", "http://10.0.0.1:7770"),
+        ("10.0.0.1", "https://10.0.0.1:7770"),
         ("[2001:db8::1]:99", "https://[2001:db8::1]:99"),
         ("https://EXAMPLE.org/", "https://example.org:7770"),
     ],
@@ -249,6 +249,18 @@ def test_a_server_is_a_host_a_port_or_a_url(daemon: FakeDaemon, server: str, url
     assert meshvpn(daemon.path, *arguments, stdin=PASSWORD).returncode == 0
     request = msgspec.json.decode(daemon.requests[0][2], type=ipc.JoinRequest)
     assert request.server == ipc.ServerOptions(url=url, pin=pin.lower())
+
+
+def test_a_pin_needs_a_certificate(daemon: FakeDaemon) -> None:
+    daemon.reply = NETWORK
+    arguments = ("join", "n", "--server", "http://10.0.0.1", "--password-file", "-")
+    done = meshvpn(daemon.path, *arguments, "--server-pin", "sha256:" + "ab" * 32, stdin=PASSWORD)
+    assert done.returncode == 2
+    assert "no certificate" in done.stderr
+    assert daemon.requests == []
+    assert meshvpn(daemon.path, *arguments, stdin=PASSWORD).returncode == 0
+    request = msgspec.json.decode(daemon.requests[0][2], type=ipc.JoinRequest)
+    assert request.server == ipc.ServerOptions(url="http://10.0.0.1:7770")
 
 
 @pytest.mark.parametrize("pin", ["", "sha256:", "sha256:" + "z" * 64, "sha256:" + "a" * 63, "md5:" + "a" * 64, "ca"])
