@@ -79,17 +79,19 @@ class PeerRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EvictRequest(_Secret, frozen=True, kw_only=True):
-    """`password` is retire, keep or new; new carries the keys derived from the new password."""
+    """`password` is retire, keep or new; new carries the keys derived from `name` and the new password."""
 
     peer: str
     password: str = "retire"
+    name: str | None = None
     locator: str | None = None
     wrap_key: str | None = None
 
 
 class PasswordRequest(_Secret, frozen=True, kw_only=True):
-    """The keys derived from the network's name and the new password."""
+    """The keys derived from the network's name, which must be its own and not its uid, and the new password."""
 
+    name: str
     locator: str
     wrap_key: str
 

@@ -177,6 +177,7 @@ def evict(
         request = ipc.EvictRequest(
             peer=peer,
             password="new",
+            name=net,
             locator=keys.locator.hex(),
             wrap_key=keys.wrap_key.hex(),
         )
@@ -194,7 +195,7 @@ def passwd(context: typer.Context, net: str, password_file: PasswordFile = None)
     """Set the password for who joins from now on; members and calls do not notice."""
     _check(net)
     keys = read_keys(context.obj.client, net, password_file, is_new=True)
-    request = ipc.PasswordRequest(locator=keys.locator.hex(), wrap_key=keys.wrap_key.hex())
+    request = ipc.PasswordRequest(name=net, locator=keys.locator.hex(), wrap_key=keys.wrap_key.hex())
     _act(context.obj, f"Changing the password of {net}", net, "passwd", request)
 
 

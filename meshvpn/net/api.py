@@ -26,7 +26,7 @@ from ..state import StateError
 from .control_link import PinMismatchError, ServerUnreachableError
 from .interface import TakenError
 from .network import Network
-from .networks import Networks, UnknownNetworkError, network_keys
+from .networks import Networks, UnknownNetworkError, check_keys_name, network_keys
 
 log = logging.getLogger(__name__)
 T = TypeVar("T", bound=msgspec.Struct)
@@ -179,10 +179,9 @@ class Api:
 
     async def _passwd(self, request: web.Request) -> web.Response:
         body = await _body(request, ipc.PasswordRequest)
-        keys = network_keys(body.locator, body.wrap_key)
-        await self._network(request).act(
-            lambda node, now, wall_ns: node.change_password(keys, now=now, wall_ns=wall_ns)
-        )
+        keys, network = network_keys(body.locator, body.wrap_key), self._network(request)
+        check_keys_name(network, body.name)
+        await network.act(lambda node, now, wall_ns: node.change_password(keys, now=now, wall_ns=wall_ns))
         return _done("password changed")
 
     async def _nick(self, request: web.Request) -> web.Response:

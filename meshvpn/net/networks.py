@@ -142,6 +142,7 @@ class Networks:
         """Put a member out. Raises MeshError."""
         rule: PasswordRule | NetworkKeys
         if request.password == "new":
+            check_keys_name(network, request.name or "")
             rule = network_keys(request.locator or "", request.wrap_key or "")
         elif request.password in ("keep", "retire"):
             rule = PasswordRule[request.password.upper()]
@@ -294,6 +295,13 @@ def network_keys(locator: str, wrap_key: str) -> NetworkKeys:
     if len(keys.locator) != 32 or len(keys.wrap_key) != 32:
         raise ConfigError("keys", "they are not 32 bytes each", "use the meshvpn command")
     return keys
+
+
+def check_keys_name(network: Network, name: str) -> None:
+    """Raise ConfigError unless keys were derived from the network's own name: with others nobody could join it."""
+    if not is_same_name(network.state.name, name):
+        what, problem = f"network {name}", "a password goes with the network's name"
+        raise ConfigError(what, problem, f"write {network.state.name} instead")
 
 
 def is_same_name(name: str, other: str) -> bool:

@@ -119,6 +119,18 @@ def test_a_network_is_joined_once_only(owner: Daemon, guest: Daemon) -> None:
     guest.does("leave", "office")
 
 
+def test_a_password_is_set_under_the_networks_name_and_not_its_uid(owner: Daemon, guest: Daemon) -> None:
+    uid = owner.networks()["office"]["uid"][:8]
+    guest.enters("join", "office", "--nick", "guest")
+    owner.lab.wait("guest is known", lambda: len(owner.networks()["office"]["members"]) == 1)
+    for command in (("passwd", uid), ("evict", uid, "guest", "--new-password")):
+        done = owner.meshvpn(*command, "--password-file", "-", stdin="another password")
+        assert "write office instead" in refusal(done, USAGE)
+    guest.does("leave", "office")
+    guest.enters("join", "office")
+    guest.does("leave", "office")
+
+
 def test_the_owner_does_not_leave_and_a_member_does_not_delete(owner: Daemon, guest: Daemon) -> None:
     guest.enters("join", "office")
     assert "use `meshvpn delete`" in refusal(owner.meshvpn("leave", "office"), REFUSED)

@@ -203,7 +203,7 @@ def requests(drawer: Drawer) -> list[object]:
         ipc.CreateRequest(name="net", locator=locator, wrap_key=wrap_key, server=server),
         ipc.JoinRequest(name="net", locator=locator, wrap_key=wrap_key, server=server),
         ipc.EvictRequest(peer="pbx2", password="new", locator=locator, wrap_key=wrap_key),
-        ipc.PasswordRequest(locator=locator, wrap_key=wrap_key),
+        ipc.PasswordRequest(name="net", locator=locator, wrap_key=wrap_key),
     ]
 
 
