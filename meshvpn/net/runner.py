@@ -189,7 +189,10 @@ class NetworkRunner:
     async def _follow_network(self) -> None:
         while True:
             self._refresh_again = False
-            await self.refresh_addresses()
+            try:
+                await self.refresh_addresses()
+            except OSError as error:
+                log.warning("addresses not read, waiting for the next change error=%s", error)
             if not self._refresh_again:
                 return
 
