@@ -169,6 +169,10 @@ def _create(document: NetworkDoc | None, request: Create, wall: int) -> Outcome:
     if document is not None:
         if document.charter != request.charter or document.founder != request.identity:
             return refuse_locator(request)
+        if charter.is_deleted:
+            return _refuse(request, RefusalCode.DELETED, _PARTING[RefusalCode.DELETED])
+        if is_banned(charter, request.identity):
+            return _refuse(request, RefusalCode.EVICTED, _PARTING[RefusalCode.EVICTED])
         # The answer was lost, or the founder died before reading it.
         if _find(document, request.identity) is not None:
             return _welcome(document, request.identity)

@@ -75,6 +75,17 @@ def test_a_founder_that_left_comes_back_by_creating_again() -> None:
     assert world.admit(network.create()).address == "10.7.5.2"
 
 
+@pytest.mark.parametrize("code", [RefusalCode.EVICTED, RefusalCode.DELETED])
+def test_a_founder_that_is_out_does_not_come_back_by_creating_with_the_charter_that_says_so(code: RefusalCode) -> None:
+    network = Network()
+    world = World(network)
+    world.admit(network.create())
+    end = network.evict(network.founder.public) if code is RefusalCode.EVICTED else network.delete()
+    world.accept(network.put_charter(end), network.founder)
+    world.wall += UNFINISHED_LIFETIME
+    assert world.refusal(network.create(), network.founder) is code
+
+
 @pytest.mark.parametrize("who", ["another founder", "another charter"])
 def test_a_network_that_exists_is_not_created_again(who: str) -> None:
     network = Network()
