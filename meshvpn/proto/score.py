@@ -43,7 +43,8 @@ def loss_bounds(lost: int, total: int) -> tuple[float, float]:
     middle = share + square / (2 * total)
     width = _CONFIDENCE * math.sqrt(share * (1 - share) / total + square / (4 * total**2))
     scale = 1 + square / total
-    return max(0.0, (middle - width) / scale), min(1.0, (middle + width) / scale)
+    # Around the share itself whatever was rounded: at a loss near 1, R makes much of little.
+    return max(0.0, min(share, (middle - width) / scale)), min(1.0, max(share, (middle + width) / scale))
 
 
 def mos(r: float) -> float:

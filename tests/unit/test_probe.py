@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from meshvpn.proto import pace, probe, punch
@@ -95,6 +95,7 @@ def test_holding_back_doubles_up_to_its_limit_and_is_forgiven_in_time() -> None:
 
 
 @given(st.text(alphabet=".x", max_size=200))
+@example("x" * 9)
 def test_the_bounds_enclose_what_was_seen(outcomes: str) -> None:
     tried = measured(OUTSIDE, outcomes=outcomes)
     for window in probe.WINDOWS:
