@@ -1,4 +1,4 @@
-"""The command `meshvpn-rendezvous`."""
+"""The command `meshvpn-rendezvous`: introduces the members of private networks to each other, and relays."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from typing import Annotated, NoReturn
 
 import typer
 import uvloop
+from typer.exceptions import TyperException
 
 import meshvpn
 from meshvpn.proto.errors import ConfigError, MeshError
+from meshvpn.usage import usage_line
 
 from . import tls
 from .limits import Limits
@@ -28,21 +30,43 @@ from .server import Server
 from .sources import Network
 from .sqlite_store import SqliteStore
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 log = logging.getLogger("rendezvous")
 
 DEFAULT_PORT = 7770
 DEFAULT_DATA = Path("/var/lib/meshvpn-rendezvous")
-REFUSED, USAGE = 1, 2
+REFUSED, USAGE, INTERRUPTED = 1, 2, 130
 """Exit statuses."""
 SPARE_FILES = 256
 """File descriptors for sockets, storage, and connections that are no control connections (yet)."""
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"meshvpn-rendezvous {meshvpn.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Introduce the members of private networks to each other, and relay where no direct way is."""
+
+
 @app.command()
 def serve(
-    listen: Annotated[list[str] | None, typer.Option(help="HOST:PORT, may be repeated")] = None,
-    port2: Annotated[int, typer.Option(help="second UDP port, to classify NATs (0: the port + 1)")] = 0,
+    listen: Annotated[
+        list[str] | None, typer.Option(help="HOST:PORT, may be repeated", show_default=f"0.0.0.0:{DEFAULT_PORT}")
+    ] = None,
+    port2: Annotated[
+        int,
+        typer.Option(
+            help="second UDP port, by which members learn of what kind their NAT is", show_default="the port + 1"
+        ),
+    ] = 0,
     data: Annotated[Path, typer.Option(help="directory of the database and the certificate")] = DEFAULT_DATA,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate chain instead of a self-signed one")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM key of --tls-cert")] = None,
@@ -74,15 +98,17 @@ def pin(data: Annotated[Path, typer.Option(help="the server's data directory")] 
         _fail(error, REFUSED)
 
 
-@app.command()
-def version() -> None:
-    """Print the version."""
-    print(meshvpn.__version__)
-
-
 def main() -> None:
-    """Entry point."""
-    app()
+    """Entry point: one line for each failure."""
+    arguments = sys.argv[1:]
+    try:
+        status = app(arguments or ["--help"], prog_name="meshvpn-rendezvous", standalone_mode=False)
+    except TyperException as error:
+        print(f"meshvpn-rendezvous: {usage_line(error, 'meshvpn-rendezvous')}", file=sys.stderr)
+        status = USAGE
+    except typer.Abort:  # interrupted before it served
+        status = INTERRUPTED
+    sys.exit(status if arguments else USAGE)
 
 
 async def _serve(options: Options) -> None:

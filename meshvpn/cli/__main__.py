@@ -22,6 +22,7 @@ import meshvpn
 from .. import ipc
 from ..proto.errors import ConfigError
 from ..proto.keys import check_interface, check_nick, check_pool, nick_from_hostname, normalise_name
+from ..usage import usage_line
 from . import show
 from .client import REFUSED, USAGE, Client, CliError
 from .passwords import is_terminal, read_keys
@@ -290,7 +291,7 @@ def main() -> None:
     except CliError as error:
         status = _fail(str(error), error.status)
     except TyperException as error:
-        status = _fail(_usage(error), USAGE)
+        status = _fail(usage_line(error, "meshvpn"), USAGE)
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     except OSError as error:  # of standard output: what else fails is a CliError
@@ -322,16 +323,6 @@ def _run(arguments: list[str]) -> int:
 def _fail(message: str, status: int) -> int:
     print(f"meshvpn: {message}", file=sys.stderr)
     return status
-
-
-def _usage(error: TyperException) -> str:
-    """What typer says in several lines, in one."""
-    context = getattr(error, "ctx", None)
-    command = "meshvpn" if context is None else context.command_path
-    message = " ".join(error.format_message().split()).rstrip(".")
-    if message.startswith("Got unexpected extra argument"):
-        message = "too many arguments, a password is none"  # typer repeats them; one may be a password
-    return f"{message[:1].lower()}{message[1:]}; see `{command} --help`"
 
 
 def _enter(options: Options, doing: str, route: str, request: msgspec.Struct) -> None:

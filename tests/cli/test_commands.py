@@ -275,10 +275,11 @@ def test_a_pin_that_is_none_is_a_usage_error(daemon: FakeDaemon, pin: str) -> No
     ("arguments", "complaint"),
     [
         (("frobnicate",), "no such command 'frobnicate'; see `meshvpn --help`"),
+        (("lsit",), "no such command 'lsit'; did you mean 'list'?\n"),
         (("list", "--frob"), "no such option: --frob; see `meshvpn list --help`"),
         (("join",), "missing argument 'net'; see `meshvpn join --help`"),
         (("join", "a", "b"), "too many arguments, a password is none; see `meshvpn join --help`"),
-        (("ping", "a", "b", "-c", "x"), "invalid value for '-c' / '--count': 'x' is not a valid int range"),
+        (("ping", "a", "b", "-c", "x"), "invalid value for '-c' / '--count': 'x' is not a number"),
         (("join", "n", "--server"), "option '--server' requires an argument; see `meshvpn --help`"),
         (("join", "n", "--server", "h", "--interface", "a/b"), "interface 'a/b': it is no interface name"),
         (("nick", "n", "a b"), "nickname 'a b': it is not usable"),

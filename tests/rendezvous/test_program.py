@@ -63,8 +63,23 @@ def test_what_cannot_be_meant_is_one_clear_line(tmp_path: Path, arguments: list[
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_option_that_does_not_exist_is_a_usage_error() -> None:
-    assert CliRunner().invoke(app, ["serve", "--frobnicate"]).exit_code == 2
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["serve", "--frobnicate"], "no such option: --frobnicate; see `meshvpn-rendezvous serve --help`"),
+        (["serve", "x"], "too many arguments"),
+        (["serve", "--port2", "x"], "invalid value for '--port2': 'x' is not a number; see `meshvpn-rendezvous serve"),
+        (["serv"], "no such command 'serv'; did you mean 'serve'?"),
+    ],
+)
+def test_a_usage_error_is_one_line(arguments: list[str], line: str) -> None:
+    assert_fails(run(*arguments), 2, line)
+
+
+def test_without_a_command_it_shows_the_commands_and_fails() -> None:
+    done = run()
+    assert (done.returncode, done.stderr) == (2, "")
+    assert "Print the pin" in done.stdout
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
@@ -111,7 +126,7 @@ def test_a_damaged_certificate_is_one_clear_line(tmp_path: Path) -> None:
 
 
 def test_the_version_is_printed() -> None:
-    assert CliRunner().invoke(app, ["version"]).stdout == f"{meshvpn.__version__}\n"
+    assert CliRunner().invoke(app, ["--version"]).stdout == f"meshvpn-rendezvous {meshvpn.__version__}\n"
 
 
 # --- a server that runs
