@@ -88,7 +88,7 @@ class StateDir:
             self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StateError(
-                f"{path} cannot be used ({error.strerror}); run meshvpnd as root or give another --state-dir"
+                f"{path} cannot be used ({_why(error)}); run meshvpnd as root or give another --state-dir"
             ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -112,7 +112,8 @@ class StateDir:
                 else:
                     _load_network(directory, loaded)
             except OSError as error:
-                loaded.problems.append(f"{directory} cannot be used ({error.strerror}); the network stays down")
+                what = f"{directory} cannot be used ({_why(error)}), so its network stays down"
+                loaded.problems.append(f"{what}; mend it, restart meshvpnd")
         return loaded
 
     def save(self, state: NetworkState) -> None:
@@ -128,7 +129,7 @@ class StateDir:
             with contextlib.suppress(OSError):
                 directory.rmdir()  # only if it is empty
             remedy = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend it, then try again"
-            problem = f"cannot be written ({(error.strerror or str(error)).lower()})"
+            problem = f"cannot be written ({_why(error)})"
             raise StateError(f"{directory} {problem}; what was saved before is intact, {remedy}") from error
 
     def remove(self, uid: bytes) -> None:
@@ -145,8 +146,12 @@ class StateDir:
             _delete(removed)
         except OSError as error:
             raise StateError(
-                f"{directory} cannot be removed ({error.strerror}); mend it, then restart meshvpnd"
+                f"{directory} cannot be removed ({_why(error)}); mend it, then restart meshvpnd"
             ) from error
+
+
+def _why(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
 
 
 def read_checked(file: Path) -> bytes:

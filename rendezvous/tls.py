@@ -49,7 +49,10 @@ def pin_of(certificate: Path) -> str:
     try:
         loaded = x509.load_pem_x509_certificate(certificate.read_bytes())
     except (OSError, ValueError) as error:
-        raise ConfigError(str(certificate), "no certificate can be read from it", "give a PEM file") from error
+        remedy = (
+            "the first start of the server makes one" if isinstance(error, FileNotFoundError) else "give a PEM file"
+        )
+        raise ConfigError(str(certificate), "no certificate can be read from it", remedy) from error
     return "sha256:" + hashlib.sha256(loaded.public_bytes(serialization.Encoding.DER)).hexdigest()
 
 
@@ -61,11 +64,17 @@ def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
         # Without a password given, OpenSSL would ask on the terminal for the one of an encrypted key.
         context.load_cert_chain(certificate, key, password="")
     except (OSError, ValueError) as error:
-        problem = f"it does not load with {key} ({error})"
+        problem = f"it does not load with {key} ({_why(error)})"
         raise ConfigError(
             str(certificate), problem, "give a PEM certificate and its key, without a password"
         ) from error
     return context
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or str(error)).replace("_", " ").lower()
+    return ((isinstance(error, OSError) and error.strerror) or str(error)).lower()
 
 
 def _pem(private_key: ec.EllipticCurvePrivateKey) -> bytes:

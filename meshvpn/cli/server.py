@@ -36,7 +36,8 @@ def parse_server(text: str | None, pin: str | None) -> ipc.ServerOptions:
         raise CliError(f"{source} is no server; write HOST, HOST:PORT, [IPv6]:PORT or https://HOST:PORT", USAGE)
     if pin is not None and not _PIN.fullmatch(pin.lower()):
         raise CliError(
-            "--server-pin is no pin; it is sha256: and 64 hexadecimal digits, as the server prints it", USAGE
+            "--server-pin is no pin; it is sha256: and 64 hexadecimal digits, as `meshvpn-rendezvous pin` prints it",
+            USAGE,
         )
     if pin is not None and parts.scheme == "http":
         raise CliError(

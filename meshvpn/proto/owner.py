@@ -233,7 +233,7 @@ def change_password(
     """A new password for who joins from now on; members and calls do not notice."""
     charter, settings = _writable(roster, signer), roster.settings
     if charter.locator == keys.locator:
-        raise MembershipError("that is the password which the network has already")
+        raise MembershipError("that is the password which the network has already; choose another")
     return _update(
         charter,
         signer,
@@ -256,7 +256,7 @@ def set_admins(roster: Roster, signer: Identity, identities: Sequence[bytes], *,
     """Delegate to these members and to nobody else; the owner only. Approvals by a former admin are void."""
     charter = _writable(roster, signer)
     if signer.public != charter.owner:
-        raise MembershipError("only the owner can appoint admins")
+        raise MembershipError("only the owner can appoint admins; ask the owner to do it")
     if len(identities) > MAX_ADMINS:
         raise MembershipError(f"a network has at most {MAX_ADMINS} admins")
     unknown = [identity for identity in identities if identity not in roster.members]
@@ -288,7 +288,7 @@ def _writable(roster: Roster, signer: Identity) -> Charter:
     if roster.role(signer) == "member":
         raise MembershipError("you are not the owner of this network; ask the owner to do it")
     if roster.charter.is_deleted:
-        raise MembershipError("the network was deleted")
+        raise MembershipError("the network was deleted; `meshvpn leave` cleans up")
     return roster.charter
 
 
@@ -297,7 +297,7 @@ def _next_password(
 ) -> tuple[bytes | None, bytes | None]:
     if isinstance(password, NetworkKeys):
         if charter.locator == password.locator:
-            raise MembershipError("the new password is the old one, which the evicted machine knows")
+            raise MembershipError("the new password is the old one, which the evicted machine knows; choose another")
         return password.locator, password.wrap_key
     if password is PasswordRule.KEEP:
         return charter.locator, settings.wrap_key

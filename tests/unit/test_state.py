@@ -71,7 +71,9 @@ def test_a_network_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path) 
     loaded = directory.load()
     directory.close()
     assert [network.name for network in loaded.networks] == ["office"]
-    assert loaded.problems == [f"{tmp_path / '00'} cannot be used (Is a directory); the network stays down"]
+    assert loaded.problems == [
+        f"{tmp_path / '00'} cannot be used (is a directory), so its network stays down; mend it, restart meshvpnd"
+    ]
 
 
 def test_a_removed_network_is_gone_and_the_others_are_not(tmp_path: Path) -> None:
