@@ -63,11 +63,23 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser("meshvpnd", description=__doc__, allow_abbrev=False)
     option = parser.add_argument
-    option("--state-dir", type=Path, default=DEFAULT_STATE_DIR, help="keys and membership, for this daemon alone")
-    option("--socket", type=Path, default=Path(DEFAULT_SOCKET), help="of the local API")
+    option(
+        "--state-dir",
+        metavar="DIR",
+        type=Path,
+        default=DEFAULT_STATE_DIR,
+        help="keys and membership, for this daemon alone (default: %(default)s)",
+    )
+    option(
+        "--socket",
+        metavar="PATH",
+        type=Path,
+        default=Path(DEFAULT_SOCKET),
+        help="where `meshvpn` finds this daemon (default: %(default)s)",
+    )
     option("--log-format", choices=("text", "json"), default="text", help="a line for people, or a JSON object a line")
     option("--log-level", type=str.upper, choices=LOG_LEVELS, default="INFO", help="least important line to write")
-    option("--version", action="version", version=f"meshvpnd {meshvpn.__version__}")
+    option("--version", action="version", help="print the version", version=f"meshvpnd {meshvpn.__version__}")
     return parser
 
 
