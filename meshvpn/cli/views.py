@@ -1,0 +1,86 @@
+"""The commands that change nothing: what there is, how well it is reached, what happens."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import msgspec
+import typer
+
+from .. import ipc
+from . import show
+from .client import REFUSED
+from .common import Net, Peer, print_json, route
+
+
+def list_networks(context: typer.Context) -> None:
+    """Show networks and members. Markers: * online, x unreachable, ? waits for approval, ! needs attention."""
+    networks = context.obj.client.get("/v1/networks", list[ipc.NetworkView])
+    if context.obj.json:
+        print_json(networks)
+        return
+    for network in networks:
+        print("\n".join(show.network_lines(network)))
+    if not networks:
+        print("no networks; `meshvpn create NET` founds one, `meshvpn join NET` joins one")
+
+
+def peers(context: typer.Context, net: Net) -> None:
+    """Show one row a member: path, quality, traffic."""
+    found = context.obj.client.get(route(net, "peers"), list[ipc.PeerView])
+    if context.obj.json:
+        print_json(found)
+    else:
+        print("\n".join(show.columns(show.peer_rows(found))))
+
+
+def status(context: typer.Context) -> None:
+    """Show the daemon."""
+    found = context.obj.client.get("/v1/status", ipc.Status)
+    if context.obj.json:
+        print_json(found)
+        return
+    print(f"version    : {found.version}\npid        : {found.pid}\nuptime     : {found.uptime_s:.0f} s")
+    for server in found.servers:
+        detail = f" ({server.detail})" if server.detail else ""
+        print(f"network    : {server.network} on {server.url}, {server.state}{detail}")
+    for name, features in found.engine.items():
+        print(f"engine     : {name} {' '.join(key for key, is_on in features.items() if is_on)}")
+    for problem in found.problems:
+        print(f"problem    : {problem}")
+
+
+def ping(
+    context: typer.Context,
+    net: Net,
+    peer: Peer,
+    count: Annotated[int, typer.Option("-c", "--count", min=1, max=1000, help="how many")] = 4,
+) -> None:
+    """Measure the round trip to a member on the path in use."""
+    replies: list[ipc.PingReply] = []
+    for number in range(count):
+        started = time.monotonic()
+        request = ipc.PingRequest(peer=peer)
+        reply = context.obj.client.post(route(net, "ping"), request, ipc.PingReply)
+        replies.append(reply)
+        if not context.obj.json:
+            answer = "no answer" if reply.rtt_ms is None else f"{reply.rtt_ms:.2f} ms"
+            print(f"{reply.nick} ({reply.address}) {reply.path}: {answer}", flush=True)
+        if number + 1 < count and reply.rtt_ms is not None:
+            time.sleep(max(0.0, 1.0 - (time.monotonic() - started)))  # one a second, like ping
+    if context.obj.json:
+        print_json(replies)
+    if all(reply.rtt_ms is None for reply in replies):
+        raise typer.Exit(REFUSED)
+
+
+def events(context: typer.Context) -> None:
+    """Print what happens as it happens."""
+    for line in context.obj.client.events():
+        if context.obj.json:
+            print(line.decode(), end="", flush=True)
+        else:
+            event = msgspec.json.decode(line, type=ipc.EventView)
+            detail = " ".join(f"{key}={value}" for key, value in event.detail.items())
+            print(f"{event.at} {event.network} {event.kind} {event.peer or ''} {detail}".rstrip(), flush=True)
