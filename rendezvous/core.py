@@ -185,11 +185,11 @@ def _create(document: NetworkDoc | None, request: Create, wall: int) -> Outcome:
 
 def _join(document: NetworkDoc | None, request: Join, wall: int) -> Outcome:
     if document is None:
-        return _refuse(request, RefusalCode.UNKNOWN_NETWORK, "no network with that name and password")
+        return _refuse(request, RefusalCode.UNKNOWN_NETWORK, _NO_SUCH_NETWORK)
     charter = decode_charter(document.charter)
     if locator_of(document) != request.locator:
         # The password was changed while the request waited.
-        return _refuse(request, RefusalCode.UNKNOWN_NETWORK, "no network with that name and password")
+        return _refuse(request, RefusalCode.UNKNOWN_NETWORK, _NO_SUCH_NETWORK)
     if is_banned(charter, request.identity):
         return _refuse(request, RefusalCode.EVICTED, _PARTING[RefusalCode.EVICTED])
     if _find(document, request.identity) is not None:
@@ -310,6 +310,7 @@ def _put_leave(document: NetworkDoc, request: PutLeave, identity: bytes, wall: i
     return Outcome(Done(rid=request.rid), document=updated, notice=notice)
 
 
+_NO_SUCH_NETWORK = "no network with that name and password; check both, or ask its owner"
 _PARTING = {
     RefusalCode.EVICTED: "this host was evicted from the network",
     RefusalCode.DELETED: "the network was deleted by its owner",

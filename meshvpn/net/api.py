@@ -126,7 +126,10 @@ class Api:
                 servers=[_server_view(network) for network in networks],
                 engine={name: dict(engine.features) for name, engine in engines.items()},
                 drops={name: engine.drops() for name, engine in engines.items()},
-                problems=[*self._networks.problems, *(network.note for network in networks if network.note)],
+                problems=[
+                    *self._networks.problems,
+                    *(f"{network.state.name}: {network.note}" for network in networks if network.note),
+                ],
             )
         )
 
@@ -286,6 +289,8 @@ def _server_view(network: Network) -> ipc.ServerView:
     error = network.runner.server_error if network.runner is not None else None
     if network.runner is None:
         state, detail = "offline", None
+    elif network.refusal is not None:
+        state, detail = "refused", network.refusal.message
     elif state == "connecting" and error is not None:
         state, detail = "unreachable", str(error)
     return ipc.ServerView(

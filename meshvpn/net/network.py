@@ -80,16 +80,24 @@ class Network:
 
         A creation or a farewell that was cut short leaves such a network, and a server that lost its data.
         """
-        return self.is_ended or (self._refusal is not None and self._refusal.code in _NOT_KNOWN_THERE)
+        return self.is_ended or (self.refusal is not None and self.refusal.code in _NOT_KNOWN_THERE)
 
     @property
     def note(self) -> str | None:
         """One sentence if something needs the user's attention."""
-        refused = None if self._refusal is None else f"the rendezvous refuses: {self._refusal.message}"
-        return self.trouble or self._unsaved or refused
+        refused = None if self.refusal is None else f"the rendezvous refuses: {self.refusal.message}"
+        return self.trouble or self._unsaved or self._parting or refused
 
     @property
-    def _refusal(self) -> SessionRefused | None:
+    def _parting(self) -> str | None:
+        if not self.is_ended:
+            return None
+        what = "the network was deleted" if self.roster.charter.is_deleted else "this host was evicted"
+        return f"{what}; `meshvpn leave {self.state.name}` removes it here"
+
+    @property
+    def refusal(self) -> SessionRefused | None:
+        """Why the rendezvous has nothing to do with us in this network, if it said so."""
         return None if self.runner is None else self.runner.node.session.refusal
 
     async def up(self, enrolled: Enrolled | None = None) -> None:
@@ -184,8 +192,8 @@ class Network:
         """Carry out a request. Raises MembershipError, RendezvousError, ServerUnreachableError."""
         runner = self._running()
         if not runner.node.session.is_attached:
-            detail = f": {runner.server_error}" if runner.server_error is not None else ""
-            raise ServerUnreachableError(f"not connected to the rendezvous {self.state.server_url}{detail}")
+            detail = "try again" if runner.server_error is None else str(runner.server_error)
+            raise ServerUnreachableError(f"not connected to the rendezvous; {detail}")
         rid = runner.act(action)
         assert rid is not None, "actions have a number"
         future = self._waiting[rid] = asyncio.get_running_loop().create_future()

@@ -174,6 +174,8 @@ class Membership:
             if wanted in (member.nick.casefold(), member.address, member.address6)
             or (len(wanted) >= MIN_PREFIX and member.identity.hex().startswith(wanted))
         ]
+        if not found and wanted in (self.profile.nick.casefold(), self.profile.address):
+            raise MembershipError(f"{text} is this host itself; see `meshvpn list` for the others")
         if len(found) != 1:
             problem = "is not a member" if not found else f"fits {len(found)} members"
             raise MembershipError(f"{text} {problem}; see `meshvpn list` for nicknames and addresses")

@@ -91,7 +91,7 @@ def test_what_the_server_already_decided_is_done_and_the_trouble_shown(made: Sta
     small.does("passwd", "mine", "--password-file", "-", stdin="another password\n")
     note = small.networks()["mine"]["note"]
     assert "no space left on device" in note
-    assert note in small.status()["problems"]
+    assert f"mine: {note}" in small.status()["problems"]
     ballast.unlink()
     small.does("nick", "mine", "other")
     small.lab.wait("saved again", lambda: small.networks()["mine"]["note"] is None)

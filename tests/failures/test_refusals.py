@@ -48,7 +48,8 @@ def guest(made: Stand) -> Daemon:
 def test_a_wrong_password_and_an_unknown_network_are_the_same_refusal(owner: Daemon, guest: Daemon) -> None:
     wrong = refusal(guest.enter("join", "office", password="wrong"), REFUSED)
     unknown = refusal(guest.enter("join", "nowhere"), REFUSED)
-    assert wrong == "meshvpn: Joining network office .. failed, no network with that name and password\n"
+    why = "no network with that name and password; check both, or ask its owner"
+    assert wrong == f"meshvpn: Joining network office .. failed, {why}\n"
     assert unknown == wrong.replace("office", "nowhere")
     assert guest.networks() == {}
 
@@ -284,6 +285,9 @@ def test_a_network_that_the_server_forgot_can_be_left(made: Stand, guest: Daemon
     try:
         guest.lab.wait("refused", lambda: guest.networks()["gone"]["note"] is not None)
         assert "does not know the network" in guest.networks()["gone"]["note"]
+        (server,) = [each for each in guest.status()["servers"] if each["network"] == "gone"]
+        assert server["state"] == "refused"
+        assert "does not know the network" in server["detail"]
         guest.does("delete", "gone")
         assert guest.networks() == {}
     finally:

@@ -37,8 +37,11 @@ def test_a_member_is_found_by_nick_address_or_the_start_of_its_identity(network:
 
 
 def test_who_is_not_found_or_not_alone_is_told_so(network: Founded, node: Node) -> None:
-    for text in ("nobody", "pbx0", network.identities[1].public.hex()[:3], "10.1.0.77"):
+    for text in ("nobody", network.identities[1].public.hex()[:3], "10.1.0.77"):
         with pytest.raises(MembershipError, match="is not a member"):
+            node.membership.find_member(text)
+    for text in ("pbx0", "PBX0", node.membership.profile.address):
+        with pytest.raises(MembershipError, match="is this host itself"):
             node.membership.find_member(text)
     with pytest.raises(MembershipError, match="is not evicted"):
         node.membership.find_banned("pbx1")
