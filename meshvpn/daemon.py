@@ -29,6 +29,7 @@ from .net.networks import Networks
 from .proto.errors import ConfigError, MeshError
 from .proto.keys import nick_from_hostname
 from .state import StateDir
+from .systemd import notify
 
 log = logging.getLogger("meshvpnd")
 
@@ -118,12 +119,12 @@ async def _serve(state_dir: Path, socket_path: Path) -> None:
     monitor = NetworkMonitor(networks.handle_network_change)
     await web.SockSite(runner, listener).start()
     log.info("ready state=%s socket=%s networks=%d", state_dir, socket_path, len(networks.by_uid))
-    _notify("READY=1")
+    notify("READY=1")
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     await stopping.wait()
-    _notify("STOPPING=1")
+    notify("STOPPING=1")
     monitor.close()
     await runner.cleanup()
     await networks.stop()
@@ -172,14 +173,6 @@ def _make_way(directory: Path) -> None:
     for missing in reversed([place for place in (directory, *directory.parents) if not place.exists()]):
         missing.mkdir()
         missing.chmod(0o755)
-
-
-def _notify(state: str) -> None:
-    """Tell systemd (sd_notify(3)); nothing happens when it did not start us."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if address:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-            sock.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from typer.exceptions import TyperException
 
 import meshvpn
 from meshvpn.proto.errors import ConfigError, MeshError
+from meshvpn.systemd import notify
 from meshvpn.usage import usage_line
 
 from . import tls
@@ -201,14 +202,6 @@ def _limits() -> Limits:
     if soft != resource.RLIM_INFINITY and soft < possible:
         resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
     return replace(Limits(), connections=max(1, possible - SPARE_FILES))
-
-
-def notify(state: str) -> None:
-    """Tell systemd (sd_notify(3)); nothing happens when it did not start us."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if address:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-            sock.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
 
 
 def _lock(data: Path) -> int:
