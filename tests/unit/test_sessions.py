@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from meshvpn.proto import commands
 from meshvpn.proto.constants import REJECT_AFTER_TIME, REKEY_AFTER_TIME, UNDER_LOAD_RATE
 from meshvpn.proto.dataplane import DataPlane, HandshakeWanted, KeypairConfirmed, RekeyWanted
 from meshvpn.proto.messages import TYPE_COOKIE, TYPE_INITIATION, TYPE_RESPONSE, TYPE_TRANSPORT
@@ -213,21 +214,8 @@ class End:
 
     def apply_events(self) -> None:
         for event in self.wireguard.take_events():
-            match event:
-                case InstallKeypair():
-                    self.plane.install_keypair(
-                        1,
-                        local_index=event.local_index,
-                        remote_index=event.remote_index,
-                        send_key=event.send_key,
-                        receive_key=event.receive_key,
-                        is_initiator=event.is_initiator,
-                        created_at=event.created_at,
-                    )
-                case ForgetKeypairs():
-                    self.plane.forget_keypairs(1)
-                case SendKeepalive():
-                    self.plane.send_keepalive(1)
+            if isinstance(event, (InstallKeypair, ForgetKeypairs, SendKeepalive)):
+                commands.apply(event, self.plane)
 
     def stamps(self) -> Stamps:
         stats = self.plane.stats(1)
