@@ -139,5 +139,13 @@ def pairs(members: list[Member]) -> list[tuple[Member, Member]]:
     return [(left, right) for left in members for right in members if left is not right]
 
 
+def assert_untouched(streams: list[Stream]) -> None:
+    """Every packet came once."""
+    for stream in streams:
+        assert len(stream.sent) > 100
+        assert not stream.lost
+        assert not stream.repeated
+
+
 def _name(number: int) -> str:
     return chr(ord("a") + number) if number < 26 else f"m{number}"

@@ -32,7 +32,7 @@ from meshvpn.proto.transport import Path
 from rendezvous.core import NetworkDoc
 
 from .member import Member
-from .mesh import NEW_KEYS, Mesh, Stream
+from .mesh import NEW_KEYS, Mesh, assert_untouched
 from .world import PORT_RESTRICTED
 
 THREE = (PORT_RESTRICTED, PORT_RESTRICTED, PORT_RESTRICTED)
@@ -298,10 +298,3 @@ def hostile_record(member: Member, number: int, claims: dict[str, str | bytes]) 
 
 def a_disco_key(member: Member, other: Member) -> bytes:
     return member.roster.members[other.identity.public].disco_key
-
-
-def assert_untouched(streams: list[Stream]) -> None:
-    for stream in streams:
-        assert len(stream.sent) > 50
-        assert not stream.lost
-        assert not stream.repeated

@@ -8,7 +8,7 @@ from meshvpn.proto.events import PeerChanged
 from meshvpn.proto.peer import PeerState
 
 from .member import Member
-from .mesh import KEYS, NEW_KEYS, Mesh, Stream, pairs
+from .mesh import KEYS, NEW_KEYS, Mesh, assert_untouched, pairs
 from .world import FULL_CONE, KINDS, PORT_RESTRICTED, PUBLIC, SYMMETRIC, direct_path_possible
 
 REACHABLE = [kind for kind in KINDS.values() if not kind.is_udp_blocked]
@@ -121,13 +121,6 @@ def was_direct(left: Member, right: Member) -> bool:
         isinstance(event, PeerChanged) and event.state is PeerState.DIRECT and event.member.address == right.address
         for _, event in left.events
     )
-
-
-def assert_untouched(streams: list[Stream]) -> None:
-    for stream in streams:
-        assert len(stream.sent) > 100
-        assert not stream.lost
-        assert not stream.repeated
 
 
 def transcript(seed: int) -> str:

@@ -11,7 +11,7 @@ from meshvpn.proto.constants import REKEY_AFTER_TIME
 from meshvpn.proto.peer import MeshPeer, PeerState
 
 from .member import Member
-from .mesh import KEYS, Mesh, Stream, pairs
+from .mesh import KEYS, Mesh, Stream, assert_untouched, pairs
 from .world import ONE_WAY, PORT_RESTRICTED, SYMMETRIC, Kind
 
 OUTSIDE_A, OUTSIDE_B = "20.1.0.1", "20.2.0.1"
@@ -272,10 +272,3 @@ def lose_server(mesh: Mesh) -> None:
 def longest_gap(stream: Stream) -> float:
     arrived = sorted(arrival.at for number in stream.sent for arrival in stream.arrivals(number))
     return max(later - earlier for earlier, later in pairwise(arrived))
-
-
-def assert_untouched(streams: list[Stream]) -> None:
-    for stream in streams:
-        assert len(stream.sent) > 100
-        assert not stream.lost
-        assert not stream.repeated
