@@ -15,7 +15,9 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import ClientError, WSCloseCode, WSMsgType, web
 
-from .limits import Bucket, Limits
+from meshvpn.proto.buckets import Bucket
+
+from .limits import Limits
 
 log = logging.getLogger(__name__)
 

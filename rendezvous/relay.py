@@ -15,13 +15,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from meshvpn.proto import stun
+from meshvpn.proto.buckets import Buckets
 from meshvpn.proto.control import RELAY_BINDING_LIFETIME, RelayGrant
 from meshvpn.proto.drops import DropReason
 from meshvpn.proto.errors import MalformedMessage
 from meshvpn.proto.stun import MessageType
 from meshvpn.proto.transport import RELAY_HEADER, RELAY_WORD, Address
 
-from .limits import Buckets, Limits
+from .limits import Limits
 from .sources import source_key
 
 UNAUTHORIZED = 401

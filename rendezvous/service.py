@@ -10,6 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from meshvpn.proto import control
+from meshvpn.proto.buckets import Bucket, Buckets
 from meshvpn.proto.control import (
     Attach,
     Attached,
@@ -36,7 +37,7 @@ from .core import (
     refuse_locator,
     uid_of,
 )
-from .limits import Bucket, Buckets, Limits
+from .limits import Limits
 from .locks import Locks
 from .metrics import Metrics
 from .presence import Delivery, PresenceTable, Seat

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from . import primitives
+from .buckets import Buckets
 from .constants import (
     COOKIE_SECRET_LATENCY,
     COOKIE_SECRET_MAX_AGE,
@@ -84,34 +84,11 @@ class CookieJar:
         return True
 
 
-@dataclass(slots=True)
-class _Bucket:
-    tokens: float
-    at: float
-
-
-class HandshakeLimiter:
+class HandshakeLimiter(Buckets):
     """Under load, each source address gets HANDSHAKES_PER_SECOND; the table holds the most recent sources."""
 
     def __init__(self) -> None:
-        self._buckets: dict[bytes, _Bucket] = {}
-
-    def __len__(self) -> int:
-        return len(self._buckets)
-
-    def is_allowed(self, source: bytes, *, now: float) -> bool:
-        """Take one token of the source's."""
-        bucket = self._buckets.pop(source, None) or _Bucket(HANDSHAKES_BURSTABLE, now)
-        bucket.tokens = min(HANDSHAKES_BURSTABLE, bucket.tokens + (now - bucket.at) * HANDSHAKES_PER_SECOND)
-        bucket.at = now
-        # Put back at the end: the first entry is the one that was silent for longest.
-        self._buckets[source] = bucket
-        if len(self._buckets) > MAX_RATE_ENTRIES:
-            del self._buckets[next(iter(self._buckets))]
-        if bucket.tokens < 1:
-            return False
-        bucket.tokens -= 1
-        return True
+        super().__init__(HANDSHAKES_PER_SECOND, HANDSHAKES_BURSTABLE, size=MAX_RATE_ENTRIES)
 
 
 class LoadMeter:

@@ -331,7 +331,7 @@ class WireGuard:
             reply = self._checker.make_reply(data, sender, source, now=now)
             self._transmits.append(HandshakeTransmit(None, path, reply))
             return DropReason.BAD_MAC2
-        return None if self._limiter.is_allowed(_sender_of(path), now=now) else DropReason.FLOOD
+        return None if self._limiter.take(_sender_of(path), now=now) else DropReason.FLOOD
 
     def _handle_initiation(self, message: Initiation, path: Path, now: float) -> DropReason | None:
         handshake = Responder(self._private_key)

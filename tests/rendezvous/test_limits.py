@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rendezvous.limits import Bucket, Buckets
+from meshvpn.proto.buckets import Bucket, Buckets
 from rendezvous.sources import client_host, source_key
 
 PROXIES = [ip_network("127.0.0.1"), ip_network("10.0.0.0/8"), ip_network("fd00::/8")]

@@ -138,21 +138,21 @@ def test_messages_at_the_rate_are_never_load() -> None:
 def test_each_source_has_its_burst_and_then_its_rate() -> None:
     limiter = HandshakeLimiter()
     for source in (b"a", b"b"):
-        outcomes = [limiter.is_allowed(source, now=0.0) for _ in range(HANDSHAKES_BURSTABLE + 3)]
+        outcomes = [limiter.take(source, now=0.0) for _ in range(HANDSHAKES_BURSTABLE + 3)]
         assert outcomes == [True] * HANDSHAKES_BURSTABLE + [False] * 3
     step = 1 / (4 * HANDSHAKES_PER_SECOND)
-    allowed = sum(limiter.is_allowed(b"a", now=1.0 + number * step) for number in range(40 * HANDSHAKES_PER_SECOND))
+    allowed = sum(limiter.take(b"a", now=1.0 + number * step) for number in range(40 * HANDSHAKES_PER_SECOND))
     assert abs(allowed - 10 * HANDSHAKES_PER_SECOND - HANDSHAKES_BURSTABLE) <= 1
 
 
 def test_the_table_of_sources_is_bounded_and_forgets_who_was_silent_for_longest() -> None:
     limiter = HandshakeLimiter()
     for _ in range(HANDSHAKES_BURSTABLE):
-        limiter.is_allowed(b"busy", now=0.0)
+        limiter.take(b"busy", now=0.0)
     for number in range(3 * MAX_RATE_ENTRIES):
-        limiter.is_allowed(number.to_bytes(4, "big"), now=0.0)
+        limiter.take(number.to_bytes(4, "big"), now=0.0)
         if number % 1000 == 0:
-            assert not limiter.is_allowed(b"busy", now=0.0)
+            assert not limiter.take(b"busy", now=0.0)
     assert len(limiter) == MAX_RATE_ENTRIES
 
 
@@ -161,7 +161,7 @@ def test_no_source_ever_gets_more_than_burst_and_rate(steps: list[tuple[bytes, f
     limiter, now, allowed = HandshakeLimiter(), 0.0, {b"a": 0, b"b": 0}
     for source, wait in steps:
         now += wait
-        allowed[source] += limiter.is_allowed(source, now=now)
+        allowed[source] += limiter.take(source, now=now)
     assert all(count <= HANDSHAKES_BURSTABLE + now * HANDSHAKES_PER_SECOND + 1e-6 for count in allowed.values())
 
 
