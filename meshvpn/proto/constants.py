@@ -19,8 +19,6 @@ LABEL_MAC1 = b"mac1----"  # §5.4
 LABEL_COOKIE = b"cookie--"  # §5.4
 KEY_BYTES = 32
 TAG_BYTES = 16
-TIMESTAMP_BYTES = 12
-COOKIE_BYTES = 16
 NO_PRESHARED_KEY = bytes(KEY_BYTES)  # §5.2: all zeros without one
 
 # Implementation.

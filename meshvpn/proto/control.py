@@ -46,7 +46,6 @@ class RefusalCode(StrEnum):
 
     BAD_REQUEST = "bad_request"
     BAD_SIGNATURE = "bad_signature"
-    UNSUPPORTED_VERSION = "unsupported_version"
     UNKNOWN_NETWORK = "unknown_network"  # for join also: wrong password; the server can't tell them apart
     NETWORK_EXISTS = "network_exists"  # create: the locator (name and password) is taken
     NOT_A_MEMBER = "not_a_member"

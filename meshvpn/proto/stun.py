@@ -34,7 +34,6 @@ class MessageType(IntEnum):
     """Binding method with its classes (RFC 8489 §5)."""
 
     REQUEST = 0x0001
-    INDICATION = 0x0011
     SUCCESS = 0x0101
     ERROR = 0x0111
 

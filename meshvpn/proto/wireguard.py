@@ -120,7 +120,6 @@ class _Peer:
     greatest_timestamp: bytes = bytes(12)
     initiation_at: float = float("-inf")
     unconfirmed_answers: int = 0
-    response_index: int = 0
     last_timestamp: bytes = bytes(12)
     keypair_at: float | None = None
     keypair_indices: list[int] = field(default_factory=list)
