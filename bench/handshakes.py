@@ -20,9 +20,10 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 
+from meshvpn.proto.commands import InstallKeypair
 from meshvpn.proto.primitives import x25519_public
 from meshvpn.proto.transport import Address, Path
-from meshvpn.proto.wireguard import InstallKeypair, WireGuard
+from meshvpn.proto.wireguard import WireGuard
 
 from .figures import Section, figure, say, table
 

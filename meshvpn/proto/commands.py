@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from .transport import Path
-from .wireguard import ForgetKeypairs, InstallKeypair, SendKeepalive
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +30,37 @@ class MovePeer:
     peer: int
     primary: Path | None
     secondary: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class InstallKeypair:
+    """Keys for the engine; see Engine.install_keypair."""
+
+    peer: int
+    local_index: int
+    remote_index: int
+    send_key: bytes
+    receive_key: bytes
+    is_initiator: bool
+    created_at: float
+
+    def __repr__(self) -> str:
+        """Without the keys."""
+        return f"InstallKeypair(peer={self.peer}, local_index={self.local_index:#x}, …)"
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetKeypairs:
+    """The peer's keys are too old for anything."""
+
+    peer: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendKeepalive:
+    """An empty packet is due."""
+
+    peer: int
 
 
 Command = AddPeer | RemovePeer | MovePeer | InstallKeypair | ForgetKeypairs | SendKeepalive

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 from . import messages, primitives, timers
+from .commands import ForgetKeypairs, InstallKeypair, SendKeepalive
 from .constants import (
     INITIATION_INTERVAL,
     MIN_RESEND,
@@ -46,37 +47,6 @@ class HandshakeTransmit:
     peer: int | None
     path: Path | None
     data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class InstallKeypair:
-    """Keys for the engine; see Engine.install_keypair."""
-
-    peer: int
-    local_index: int
-    remote_index: int
-    send_key: bytes
-    receive_key: bytes
-    is_initiator: bool
-    created_at: float
-
-    def __repr__(self) -> str:
-        """Without the keys."""
-        return f"InstallKeypair(peer={self.peer}, local_index={self.local_index:#x}, …)"
-
-
-@dataclass(frozen=True, slots=True)
-class ForgetKeypairs:
-    """The peer's keys are too old for anything."""
-
-    peer: int
-
-
-@dataclass(frozen=True, slots=True)
-class SendKeepalive:
-    """An empty packet is due."""
-
-    peer: int
 
 
 @dataclass(frozen=True, slots=True)

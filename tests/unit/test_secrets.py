@@ -18,7 +18,7 @@ import pytest
 
 from meshvpn import ipc
 from meshvpn.proto import keys, owner, primitives
-from meshvpn.proto.commands import AddPeer, apply
+from meshvpn.proto.commands import AddPeer, InstallKeypair, apply
 from meshvpn.proto.control import MemberEntry
 from meshvpn.proto.control_session import ControlSession, attach_opening
 from meshvpn.proto.dataplane import DataPlane
@@ -30,7 +30,7 @@ from meshvpn.proto.node import START_GRACE, Node
 from meshvpn.proto.noise import Initiator, Responder
 from meshvpn.proto.roster import Roster
 from meshvpn.proto.transport import Address, Path
-from meshvpn.proto.wireguard import InstallKeypair, WireGuard
+from meshvpn.proto.wireguard import WireGuard
 from rendezvous.limits import Limits
 from rendezvous.relay import Relay
 

@@ -14,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshvpn.proto import commands
+from meshvpn.proto.commands import ForgetKeypairs, InstallKeypair, SendKeepalive
 from meshvpn.proto.constants import REJECT_AFTER_TIME, REKEY_AFTER_TIME, UNDER_LOAD_RATE
 from meshvpn.proto.dataplane import DataPlane, HandshakeWanted, KeypairConfirmed, RekeyWanted
 from meshvpn.proto.messages import TYPE_COOKIE, TYPE_INITIATION, TYPE_RESPONSE, TYPE_TRANSPORT
 from meshvpn.proto.timers import Stamps
 from meshvpn.proto.transport import Address, Path
-from meshvpn.proto.wireguard import ForgetKeypairs, InstallKeypair, SendKeepalive, WireGuard
+from meshvpn.proto.wireguard import WireGuard
 
 from .test_wireguard import counting_entropy, flood
 

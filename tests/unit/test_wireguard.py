@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshvpn.proto import messages, primitives
+from meshvpn.proto.commands import ForgetKeypairs, InstallKeypair, SendKeepalive
 from meshvpn.proto.constants import (
     HANDSHAKES_BURSTABLE,
     MIN_RESEND,
@@ -23,14 +24,7 @@ from meshvpn.proto.drops import DropReason
 from meshvpn.proto.messages import CookieReply, Initiation, Response
 from meshvpn.proto.timers import Stamps
 from meshvpn.proto.transport import Address, Path, RelayHop
-from meshvpn.proto.wireguard import (
-    ForgetKeypairs,
-    HandshakeGaveUp,
-    InstallKeypair,
-    SendKeepalive,
-    SessionEstablished,
-    WireGuard,
-)
+from meshvpn.proto.wireguard import HandshakeGaveUp, SessionEstablished, WireGuard
 
 from . import whitepaper
 
