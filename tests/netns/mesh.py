@@ -64,12 +64,14 @@ class Mesh:
         started = self.lab.log("rendezvous").count("ready") + 1
         self.lab.wait("rendezvous ready", lambda: self.lab.log("rendezvous").count("ready") >= started)
 
-    def end_server(self, how: signal.Signals) -> None:
-        """End the rendezvous and wait until every member that was connected has noticed."""
+    def end_server(self, how: signal.Signals, *numbers: int) -> None:
+        """End the rendezvous and wait until these sites (or all) have noticed."""
         assert self.server is not None, "it was started"
         self.server.send_signal(how)
         self.server.wait()
-        self.lab.wait("the loss is noticed", lambda: not any(self.is_attached(number) for number in self.hosts))
+        self.lab.wait(
+            "the loss is noticed", lambda: not any(self.is_attached(number) for number in numbers or self.hosts)
+        )
 
     def is_attached(self, number: int) -> bool:
         """True if a site is connected to the rendezvous."""

@@ -92,7 +92,7 @@ def test_an_eviction_survives_the_restart_of_everything(mesh: Mesh) -> None:
     mesh.wait_direct(1, 2, 4, 5)
     evict(mesh, 5, mesh.password_file, "--keep-password")
     mesh.lab.wait("it knows", lambda: mesh.network(5)["state"] == "evicted")
-    mesh.end_server(signal.SIGKILL)
+    mesh.end_server(signal.SIGKILL, 1, 2, 4, 5)  # the third hears nothing, not even that
     for daemon in mesh.daemons.values():
         daemon.send_signal(signal.SIGKILL)
         daemon.wait()
