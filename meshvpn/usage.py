@@ -11,7 +11,7 @@ def usage_line(error: TyperException, program: str) -> str:
     message = " ".join(error.format_message().split()).rstrip(".")
     message = f"{message[:1].lower()}{message[1:]}"
     if message.startswith("got unexpected extra argument"):
-        message = "too many arguments, a password is none"
+        message = "too many arguments (a password is never one)"
     if ". Did you mean " in message:
         return message.replace(". Did you mean ", "; did you mean ")
     message = message.replace("a valid int range", "a number").replace("a valid int", "a number")

@@ -155,8 +155,8 @@ class Api:
 
     async def _up(self, request: web.Request) -> web.Response:
         network = self._network(request)
-        if network.is_ended:
-            raise MembershipError("this host is not in the network any more; `meshvpn leave` cleans up")
+        if network.parting is not None:
+            raise MembershipError(network.parting)
         if network.runner is not None:
             raise MembershipError("already online")
         network.change(is_up=True)

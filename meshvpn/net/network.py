@@ -86,10 +86,11 @@ class Network:
     def note(self) -> str | None:
         """One sentence if something needs the user's attention."""
         refused = None if self.refusal is None else f"the rendezvous refuses: {self.refusal.message}"
-        return self.trouble or self._unsaved or self._parting or refused
+        return self.trouble or self._unsaved or self.parting or refused
 
     @property
-    def _parting(self) -> str | None:
+    def parting(self) -> str | None:
+        """Why it is ended, and what to do, if it is."""
         if not self.is_ended:
             return None
         what = "the network was deleted" if self.roster.charter.is_deleted else "this host was evicted"

@@ -288,7 +288,7 @@ def _writable(roster: Roster, signer: Identity) -> Charter:
     if roster.role(signer) == "member":
         raise MembershipError("you are not the owner of this network; ask the owner to do it")
     if roster.charter.is_deleted:
-        raise MembershipError("the network was deleted; `meshvpn leave` cleans up")
+        raise MembershipError("the network was deleted; `meshvpn leave` removes it here")
     return roster.charter
 
 

@@ -176,7 +176,7 @@ def test_without_a_terminal_or_a_file_there_is_no_password(daemon: FakeDaemon) -
 def test_a_password_is_no_argument(daemon: FakeDaemon) -> None:
     done = meshvpn(daemon.path, "passwd", "piaf-vpn", PASSWORD)
     assert done.returncode == 2
-    assert "a password is none" in done.stderr
+    assert "a password is never one" in done.stderr
     assert daemon.requests == []
 
 
@@ -278,7 +278,7 @@ def test_a_pin_that_is_none_is_a_usage_error(daemon: FakeDaemon, pin: str) -> No
         (("lsit",), "no such command 'lsit'; did you mean 'list'?\n"),
         (("list", "--frob"), "no such option: --frob; see `meshvpn list --help`"),
         (("join",), "missing argument 'NET'; see `meshvpn join --help`"),
-        (("join", "a", "b"), "too many arguments, a password is none; see `meshvpn join --help`"),
+        (("join", "a", "b"), "too many arguments (a password is never one); see `meshvpn join --help`"),
         (("ping", "a", "b", "-c", "x"), "invalid value for '-c' / '--count': 'x' is not a number"),
         (("join", "n", "--server"), "option '--server' requires an argument; see `meshvpn --help`"),
         (("join", "n", "--server", "h", "--interface", "a/b"), "interface 'a/b': it is no interface name"),
