@@ -111,6 +111,18 @@ def local_hosts(*, ignore: frozenset[str] = frozenset()) -> list[str]:
     return sorted(hosts)
 
 
+def default_routes() -> list[str]:
+    """By which router and interface this host reaches the rest of the world, sorted."""
+    with IPRoute() as ip:
+        names = _names(ip)
+        routes = [
+            f"{message.get('RTA_GATEWAY')} {names.get(message.get('RTA_OIF'), '?')} {message.get('RTA_PRIORITY', 0)}"
+            for message in ip.get_routes(table=_MAIN_TABLE)
+            if message.get("RTA_DST") is None and message["type"] == _UNICAST
+        ]
+    return sorted(routes)
+
+
 def check_collision(pool: IPv4Network, *, ignore: frozenset[str] = frozenset()) -> None:
     """Raise TakenError, naming the interface, if the pool overlaps a prefix that this host uses."""
     for entry in local_networks(ignore=ignore):

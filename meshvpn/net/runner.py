@@ -79,6 +79,7 @@ class NetworkRunner:
         self._poll: asyncio.TimerHandle | None = None
         self._refresh: asyncio.Task[None] | None = None
         self._refresh_again = False
+        self._surroundings: tuple[list[str], list[str]] | None = None
 
     @property
     def ports(self) -> Mapping[int, int]:
@@ -146,9 +147,16 @@ class NetworkRunner:
         self._refresh = asyncio.create_task(self._follow_network())
 
     async def refresh_addresses(self) -> None:
-        """Tell the node this host's addresses."""
+        """Tell the node this host's addresses, and whether they or the way to the world are others than before."""
         hosts = await asyncio.to_thread(interface.local_hosts, ignore=self._mesh_interfaces())
+        ways = await asyncio.to_thread(interface.default_routes)
         self.node.handle_local_addresses(hosts, self.ports, now=_now(), wall_ns=_wall_ns())
+        # Most of what the kernel reports changes neither, our own routes among it: no path is doubted for that.
+        if self._surroundings not in (None, (hosts, ways)):
+            log.info("this host's addresses or routes changed")
+            log.debug("network is hosts=%s routes=%s", ",".join(hosts), ",".join(ways))
+            self.node.handle_network_change(now=_now(), wall_ns=_wall_ns())
+        self._surroundings = hosts, ways
         self._pump()
 
     def act(self, action: Callable[[Node, float, int], int | None]) -> int | None:

@@ -47,6 +47,15 @@ def test_a_killed_daemon_comes_back_with_its_network_and_address(mesh: Mesh) -> 
     mesh.lab.wait("reached again", lambda: mesh.reaches(1, address))
 
 
+def test_a_changed_default_route_is_noticed_and_a_call_loses_nothing(mesh: Mesh) -> None:
+    mesh.wait_good(1, 2)
+    call = mesh.call(1, 2, count=200)
+    assert "routes changed" not in mesh.lab.log("daemon2"), "its own routes are no change"
+    mesh.lab.run(mesh.hosts[2], ["ip", "route", "add", "default", "via", "192.168.2.1", "metric", "50"])
+    mesh.lab.wait("the change is noticed", lambda: "routes changed" in mesh.lab.log("daemon2"))
+    assert [stream.finish().is_whole for stream in call] == [True, True]
+
+
 def test_refusals_are_one_line_with_the_right_exit_status(mesh: Mesh) -> None:
     mesh.password_file.write_text("wrong\n")
     mesh.meshvpn(3, "leave", NETWORK, "--yes")
