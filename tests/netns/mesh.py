@@ -169,6 +169,18 @@ class Mesh:
         for number in group:
             self.lab.wait(f"site {number} is direct", partial(self.is_direct, number, len(group) - 1))
 
+    def wait_reached(self, *numbers: int) -> None:
+        """Wait until these sites (or all) reach each other, directly or not.
+
+        A busy machine makes a path look bad at times; then the relay serves for half a minute and more.
+        """
+        group = numbers or tuple(self.hosts)
+        for number in group:
+            self.lab.wait(f"site {number} reaches the others", partial(self._is_reaching, number, len(group) - 1))
+
+    def _is_reaching(self, number: int, others: int) -> bool:
+        return sum(state in ("direct", "relay") for state in self.states(number)) == others
+
     def block_direct_paths(self) -> None:
         """The routers drop UDP to and from other routers; that of the rendezvous passes."""
         for number in self.hosts:

@@ -53,7 +53,7 @@ class Rule(NamedTuple):
 )
 def test_an_evicted_member_is_cut_off_at_once_and_stays_out_whatever_it_knows(mesh: Mesh, rule: Rule) -> None:
     old, new = mesh.password_file, mesh.write_password(f"new{rule.target}", f"another password {rule.target}")
-    mesh.wait_direct()
+    mesh.wait_reached()
     identity = identity_of(mesh, rule.target)
     call, probes = mesh.call(1, 2), start_probes(mesh, rule.target)
     check_cut(mesh, rule.target, probes, evict(mesh, rule.target, new, *rule.options))
@@ -81,7 +81,7 @@ def test_an_evicted_member_is_cut_off_at_once_and_stays_out_whatever_it_knows(me
 
 
 def test_the_others_cut_it_off_even_if_it_never_hears_of_its_eviction(mesh: Mesh) -> None:
-    mesh.wait_direct()
+    mesh.wait_reached()
     mesh.block_control(3)
     probes = start_probes(mesh, 3)
     check_cut(mesh, 3, probes, evict(mesh, 3, mesh.password_file, "--keep-password"))
@@ -89,7 +89,7 @@ def test_the_others_cut_it_off_even_if_it_never_hears_of_its_eviction(mesh: Mesh
 
 
 def test_an_eviction_survives_the_restart_of_everything(mesh: Mesh) -> None:
-    mesh.wait_direct(1, 2, 4, 5)
+    mesh.wait_reached(1, 2, 4, 5)
     evict(mesh, 5, mesh.password_file, "--keep-password")
     mesh.lab.wait("it knows", lambda: mesh.network(5)["state"] == "evicted")
     mesh.end_server(signal.SIGKILL, 1, 2, 4, 5)  # the third hears nothing, not even that
@@ -97,7 +97,7 @@ def test_an_eviction_survives_the_restart_of_everything(mesh: Mesh) -> None:
         daemon.send_signal(signal.SIGKILL)
         daemon.wait()
     mesh.start()
-    mesh.wait_direct(1, 2, 4)
+    mesh.wait_reached(1, 2, 4)
     assert mesh.reaches(1, mesh.address(2))
     assert not mesh.reaches(1, mesh.address(5))
     assert mesh.network(5)["state"] == "evicted"
