@@ -97,7 +97,7 @@ def section(count: int) -> Section:
     with Arena() as arena:
         crowd = Crowd(arena)
         crowd.add(1)
-        time.sleep(2)
+        time.sleep(SETTLE)
         daemon = crowd.daemons[0].pid
         alone, _ = resident_bytes(daemon)
         began = time.monotonic()
