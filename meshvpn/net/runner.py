@@ -243,7 +243,7 @@ class NetworkRunner:
         for command in self.node.take_commands():
             apply(command, self.engine)
         for transmit in self.node.take_transmits():
-            send(self._sockets, transmit.path, transmit.data)
+            send(self._sockets, transmit)
         events = self.node.take_events()
         for event in events:
             if isinstance(event, ConnectWanted):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import logging
 import socket
+import sys
 from dataclasses import dataclass
 
-from ..proto.transport import Path
+from ..proto.transport import Transmit
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,12 @@ _SO_RCVBUFFORCE = 33
 _IP_MTU_DISCOVER = 10
 _IPV6_MTU_DISCOVER = 23
 _PMTUDISC_DONT = 0
+_PMTUDISC_PROBE = 3
+_SOCKET_OPTIONS = {
+    socket.AF_INET: (socket.IPPROTO_IP, socket.IP_TTL, _IP_MTU_DISCOVER),
+    socket.AF_INET6: (socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT, _IPV6_MTU_DISCOVER),
+}
+"""By family: the level, and the names of the hop limit (as ancillary data) and of path MTU discovery."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,15 +112,24 @@ def _enlarge(sock: socket.socket) -> None:
             sock.setsockopt(socket.SOL_SOCKET, plain, size)
 
 
-def send(sockets: NetworkSockets, path: Path, data: bytes) -> bool:
+def send(sockets: NetworkSockets, transmit: Transmit) -> bool:
     """Send one control datagram; False if the kernel would not take it (full buffer, no route): it is then lost."""
+    path = transmit.path
     sock = sockets.numbered().get(path.socket)
     if sock is None:
         return False
-    payload = data if path.relay is None else path.relay.header() + data
+    payload = transmit.data if path.relay is None else path.relay.header() + transmit.data
+    level, hops, discover = _SOCKET_OPTIONS[sock.family]
+    marks = [] if transmit.ttl is None else [(level, hops, transmit.ttl.to_bytes(4, sys.byteorder))]
     try:
-        sock.sendto(payload, (path.remote.host, path.remote.port))
+        if transmit.is_whole:
+            # Of the socket, not of the datagram: what the engine sends meanwhile goes unfragmented too, which it fits.
+            sock.setsockopt(level, discover, _PMTUDISC_PROBE)
+        sock.sendmsg([payload], marks, 0, (path.remote.host, path.remote.port))
     except OSError as error:
         log.debug("send failed to=%s error=%s", path, error)
         return False
+    finally:
+        if transmit.is_whole:
+            sock.setsockopt(level, discover, _PMTUDISC_DONT)
     return True

@@ -42,8 +42,9 @@ class RelayHop:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Path:
-    """One way to a peer: a local socket (0 = IPv4, 1 = IPv6, further ones by number) and the remote address.
+    """One way to a peer: a local socket and the remote address.
 
+    Sockets: 0 = IPv4, 1 = IPv6, 2 = the relay by TCP where UDP is blocked, from 3 on those opened to guess ports.
     With `relay` the remote address is the relay's. A datagram received through a relay has the path on which the
     answer goes back: `relay.remote_id` is the frame's source id and `relay.local_id` its destination id.
     """
@@ -63,7 +64,12 @@ class Path:
 
 @dataclass(frozen=True, slots=True)
 class Transmit:
-    """A datagram to send. `data` is without the relay header: the driver prepends `path.relay.header()`."""
+    """A datagram to send. `data` is without the relay header: the driver prepends `path.relay.header()`.
+
+    `ttl`: hops after which it dies, None: as usual. `is_whole`: lost rather than fragmented where it does not fit.
+    """
 
     path: Path
     data: bytes
+    ttl: int | None = None
+    is_whole: bool = False
