@@ -73,12 +73,12 @@ class Run:
             tunnels, problems = bring_up_all(arena, ALL)
             self.problems += problems
             self._ask("voice", lambda: self._voice(arena, tunnels))
-            rounds, seconds = (3, 3) if self._is_full else (1, 2)
-            self._ask("capacity", lambda: capacity.section(arena, tunnels, rounds=rounds, seconds=seconds / 2))
-            self._ask("bulk", lambda: bulk.section(arena, tunnels, rounds, seconds))
+            rounds = 3 if self._is_full else 1
+            self._ask("capacity", lambda: capacity.section(arena, tunnels, rounds=rounds, seconds=1.0))
+            self._ask("bulk", lambda: bulk.section(arena, tunnels, rounds, 2))
 
     def _voice(self, arena: Arena, tunnels: dict[str, Tunnel]) -> Section:
-        samples = voice.collect(arena, tunnels, *voice.plan(is_full=self._is_full))
+        samples = voice.collect(arena, tunnels, voice.plan(is_full=self._is_full))
         self.plot = draw(voice.panels(samples), self._machine.split("\n", 1)[0])
         section = voice.section(samples)
         if (ours := tunnels.get(MESHVPN.name)) is None:
