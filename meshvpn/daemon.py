@@ -15,13 +15,14 @@ import signal
 import socket
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, get_args
 
 import uvloop
 from aiohttp import web
 
 import meshvpn
 
+from . import config
 from .ipc import DEFAULT_SOCKET, SOCKET_GROUP
 from .net.api import Api, Events
 from .net.monitor import NetworkMonitor
@@ -34,7 +35,9 @@ from .systemd import notify
 log = logging.getLogger("meshvpnd")
 
 DEFAULT_STATE_DIR = Path("/var/lib/meshvpn")
-LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+BACKLOG = 64
+"""Commands that wait for an answer."""
+LOG_LEVELS = get_args(config.LogLevel)
 REFUSED, USAGE = 1, 2
 """Exit statuses (DESIGN §10)."""
 
@@ -50,12 +53,20 @@ class _Parser(argparse.ArgumentParser):
 def main() -> None:
     """Entry point: serve until SIGTERM or SIGINT."""
     options = _parser().parse_args()
-    _start_log(options.log_format, options.log_level)
+    try:
+        settings = config.load(options.config)
+    except ConfigError as error:
+        sys.stderr.write(f"meshvpnd: {error}\n")
+        sys.exit(USAGE)
+    if options.check:
+        sys.stdout.write(f"{settings.file or config.DEFAULT_FILE}: {'in order' if settings.file else 'not there'}\n")
+        return
+    _start_log(options.log_format or settings.log_format or "text", options.log_level or settings.log_level or "INFO")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold every key
     os.umask(0o077)
     try:
         _check_privileges()
-        uvloop.run(_serve(options.state_dir, options.socket))
+        uvloop.run(_serve(settings, options.state_dir, options.socket))
     except (MeshError, OSError) as error:
         sys.stderr.write(f"meshvpnd: {error}\n")
         sys.exit(REFUSED)
@@ -64,6 +75,13 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser("meshvpnd", description=__doc__, allow_abbrev=False)
     option = parser.add_argument
+    option(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        help=f"settings of networks and log (default: {config.DEFAULT_FILE}, if it is there)",
+    )
+    option("--check", action="store_true", help="say whether the configuration file is in order, and end")
     option(
         "--state-dir",
         metavar="DIR",
@@ -78,8 +96,8 @@ def _parser() -> argparse.ArgumentParser:
         default=Path(DEFAULT_SOCKET),
         help="where `meshvpn` finds this daemon (default: %(default)s)",
     )
-    option("--log-format", choices=("text", "json"), default="text", help="a line for people, or a JSON object a line")
-    option("--log-level", type=str.upper, choices=LOG_LEVELS, default="INFO", help="least important line to write")
+    option("--log-format", choices=("text", "json"), help="a line for people (the default), or a JSON object a line")
+    option("--log-level", type=str.upper, choices=LOG_LEVELS, help="least important line to write (default: INFO)")
     option("--version", action="version", help="print the version", version=f"meshvpnd {meshvpn.__version__}")
     return parser
 
@@ -108,14 +126,16 @@ def _start_log(form: str, level: str) -> None:
     logging.getLogger("pyroute2").setLevel(max(logging.INFO, logging.getLevelName(level)))  # it dumps each message
 
 
-async def _serve(state_dir: Path, socket_path: Path) -> None:
+async def _serve(settings: config.Config, state_dir: Path, socket_path: Path) -> None:
     directory = StateDir(state_dir)
     events = Events()
-    networks = Networks(directory, nick_from_hostname(socket.gethostname()), events.publish)
+    networks = Networks(directory, settings, nick_from_hostname(socket.gethostname()), events.publish)
     listener = _bind(socket_path)
     runner = web.AppRunner(Api(networks, events, str(state_dir)).application(), access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     await networks.start()
+    for name in networks.unknown_in_config():
+        log.warning("configuration for a network that this host is not in network=%s", name)
     monitor = NetworkMonitor(networks.handle_network_change)
     await web.SockSite(runner, listener).start()
     log.info("ready state=%s socket=%s networks=%d", state_dir, socket_path, len(networks.by_uid))
@@ -155,6 +175,8 @@ def _bind(path: Path) -> socket.socket:
             path.unlink()
         sock.bind(str(path))
         path.chmod(0o660)
+        # From here on: who asks while the networks come up waits, and no other daemon takes the socket for left behind.
+        sock.listen(BACKLOG)
         with contextlib.suppress(KeyError, PermissionError):
             os.chown(path, -1, grp.getgrnam(SOCKET_GROUP).gr_gid)
     except ConfigError:

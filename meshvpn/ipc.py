@@ -169,6 +169,20 @@ class ServerView(msgspec.Struct, frozen=True, kw_only=True):
     pin: str | None
 
 
+class ConfigView(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings in force of one network: its table in the configuration file, else the top, else the default."""
+
+    duplicate: str  # off | signalling | voice
+    port_guessing: bool
+    port_mapping: bool
+    lan_discovery: bool
+    relay: bool
+    relay_rate: int  # bytes a second
+    endpoints: list[str]
+    mtu: int
+    port: int  # UDP port in use; 0 while the network never was up
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """The daemon."""
 
@@ -180,6 +194,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     servers: list[ServerView]
     engine: dict[str, dict[str, bool]]  # interface → kernel features in use
     drops: dict[str, dict[str, int]]  # interface → dropped packets by reason
+    config_file: str | None  # None: there is none, defaults hold
+    config: dict[str, ConfigView]  # by network
     problems: list[str]  # e.g. state files that were kept aside
 
 

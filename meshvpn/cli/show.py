@@ -50,6 +50,16 @@ def peer_rows(peers: Sequence[ipc.PeerView]) -> list[list[str]]:
     return rows
 
 
+def settings(config: ipc.ConfigView) -> str:
+    """What holds for a network, in one line."""
+    switches = ("port_guessing", "port_mapping", "lan_discovery", "relay")
+    off = [name for name in switches if not getattr(config, name)]
+    rate = f", relays up to {8 * config.relay_rate / 1e6:g} Mbit/s" if config.relay else ""
+    endpoints = f", endpoints {' '.join(config.endpoints)}" if config.endpoints else ""
+    without = f", off: {' '.join(off)}" if off else ""
+    return f"duplicate {config.duplicate}, mtu {config.mtu}, udp port {config.port or '-'}{rate}{endpoints}{without}"
+
+
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows as lines with aligned columns."""
     widths = [max(len(row[number]) for row in rows) for number in range(len(rows[0]))]

@@ -47,6 +47,9 @@ def status(context: typer.Context) -> None:
         print(f"network    : {server.network} on {server.url}, {server.state}{detail}")
     for name, features in found.engine.items():
         print(f"engine     : {name} {' '.join(key for key, is_on in features.items() if is_on)}")
+    print(f"config     : {found.config_file or 'none, the defaults hold'}")
+    for name, config in found.config.items():
+        print(f"settings   : {name} {show.settings(config)}")
     for problem in found.problems:
         print(f"problem    : {problem}")
 

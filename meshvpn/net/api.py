@@ -126,6 +126,8 @@ class Api:
                 servers=[_server_view(network) for network in networks],
                 engine={name: dict(engine.features) for name, engine in engines.items()},
                 drops={name: engine.drops() for name, engine in engines.items()},
+                config_file=None if self._networks.config.file is None else str(self._networks.config.file),
+                config={network.state.name: network.settings() for network in networks},
                 problems=[
                     *self._networks.problems,
                     *(f"{network.state.name}: {network.note}" for network in networks if network.note),

@@ -13,6 +13,7 @@ import msgspec
 import meshvpn
 
 from .. import ipc
+from ..config import NetworkConfig
 from ..proto import keys as key_rules
 from ..proto.control import MAX_MEMBERS, RefusalCode
 from ..proto.control_session import ControlSession, SessionRefused, attach_opening, create_opening
@@ -42,7 +43,6 @@ from .sockets import open_sockets
 
 log = logging.getLogger(__name__)
 
-MTU = 1400
 ACTION_TIMEOUT = 15.0
 _NOT_KNOWN_THERE = frozenset({RefusalCode.UNKNOWN_NETWORK, RefusalCode.NOT_A_MEMBER, RefusalCode.NETWORK_EXISTS})
 
@@ -50,8 +50,11 @@ _NOT_KNOWN_THERE = frozenset({RefusalCode.UNKNOWN_NETWORK, RefusalCode.NOT_A_MEM
 class Network:
     """A network this host is a member of. `publish` is told what users may want to know."""
 
-    def __init__(self, state: NetworkState, directory: StateDir, publish: Callable[[ipc.EventView], None]) -> None:
+    def __init__(
+        self, state: NetworkState, directory: StateDir, config: NetworkConfig, publish: Callable[[ipc.EventView], None]
+    ) -> None:
         self.state = state
+        self.config = config
         self.identity = Identity(state.identity)
         self.owner = None if state.owner is None else Identity(state.owner)
         self.roster = Roster(state.uid, self.identity, state.roster)
@@ -111,7 +114,7 @@ class Network:
 
     async def _start(self, enrolled: Enrolled | None) -> None:
         state = self.state
-        sockets = open_sockets(state.udp_port)
+        sockets = open_sockets(self.config.port or state.udp_port)
         opening = attach_opening(self.identity, state.uid)
         if state.is_pending:
             opening = create_opening(self.identity, state.uid, self.roster.signed_charter)
@@ -125,6 +128,7 @@ class Network:
             session=session,
             own_record=state.own_record,
             entropy=entropy,
+            options=self.config.options,
         )
         tunnel_public = node.membership.tunnel_public
         placement = Placement(
@@ -133,7 +137,7 @@ class Network:
             address6=str(key_rules.address6(state.uid, tunnel_public)),
             pool=IPv4Network(self.roster.charter.pool),
             uid=state.uid,
-            mtu=MTU,
+            mtu=self.config.mtu,
         )
         link = enrolled.link if enrolled is not None else ControlLink(state.server_url, state.server_pin, _NOBODY)
         runner = NetworkRunner(node, link, sockets, placement, on_event=self._handle_event)
@@ -326,6 +330,21 @@ class Network:
         if self.runner is None:
             return "offline"
         return "online" if self.server_state[0] == "connected" else "connecting"
+
+    def settings(self) -> ipc.ConfigView:
+        """What is in force of the configuration."""
+        options = self.config.options
+        return ipc.ConfigView(
+            duplicate=options.duplicate.value,
+            port_guessing=options.port_guessing,
+            port_mapping=options.port_mapping,
+            lan_discovery=options.lan_discovery,
+            relay=options.relay,
+            relay_rate=options.relay_rate,
+            endpoints=[str(endpoint) for endpoint in options.endpoints],
+            mtu=self.config.mtu,
+            port=self.state.udp_port,
+        )
 
     def peers(self) -> list[ipc.PeerView]:
         """One row a member."""

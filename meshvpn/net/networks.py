@@ -12,6 +12,7 @@ from ipaddress import IPv4Network
 from tun.device import TunError, open_device
 
 from .. import ipc
+from ..config import Config
 from ..proto import owner
 from ..proto.charter import Charter, decode_charter
 from ..proto.control_session import create_opening, join_opening
@@ -46,9 +47,12 @@ class UnknownNetworkError(MeshError):
 class Networks:
     """By uid. Founding and joining go one after the other."""
 
-    def __init__(self, directory: StateDir, default_nick: str, publish: Callable[[ipc.EventView], None]) -> None:
+    def __init__(
+        self, directory: StateDir, config: Config, default_nick: str, publish: Callable[[ipc.EventView], None]
+    ) -> None:
         self.by_uid: dict[bytes, Network] = {}
         self.problems: list[str] = []
+        self.config = config
         self._directory = directory
         self._default_nick = default_nick
         self._publish = publish
@@ -61,7 +65,7 @@ class Networks:
         for problem in loaded.problems:
             log.error("%s", problem)
         for state in loaded.networks:
-            network = self.by_uid[state.uid] = Network(state, self._directory, self._publish)
+            network = self.by_uid[state.uid] = self._network(state)
             if state.is_up and not network.is_ended:
                 await self._try_up(network)
 
@@ -75,6 +79,11 @@ class Networks:
         for network in self.by_uid.values():
             if network.runner is not None:
                 network.runner.handle_network_change()
+
+    def unknown_in_config(self) -> list[str]:
+        """Networks that have a table in the configuration file and that this host is not in: misspelt, perhaps."""
+        names = {normalise_name(network.state.name) for network in self.by_uid.values()}
+        return [name for name in self.config.networks if name not in names]
 
     def find(self, text: str) -> Network:
         """By name or uid prefix. Raises UnknownNetworkError."""
@@ -188,7 +197,7 @@ class Networks:
                 former.is_forgotten = True
             elif former is not None:
                 await self._forget(former)
-            network = Network(state, self._directory, self._publish)
+            network = self._network(state)
             # From here on the server has us as a member: if the interface fails, `up` can be tried again.
             self.by_uid[state.uid] = network
             await network.up(enrolled)
@@ -199,8 +208,11 @@ class Networks:
 
     async def _ask_again(self, state: NetworkState) -> None:
         """A creation whose answer was lost: from now on like after a restart."""
-        network = self.by_uid[state.uid] = Network(state, self._directory, self._publish)
+        network = self.by_uid[state.uid] = self._network(state)
         await self._try_up(network)
+
+    def _network(self, state: NetworkState) -> Network:
+        return Network(state, self._directory, self.config.of(state.name), self._publish)
 
     async def _try_up(self, network: Network) -> None:
         try:

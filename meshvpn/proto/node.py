@@ -37,6 +37,7 @@ from .keys import NetworkKeys
 from .member import EpochChanged, MemberAdded, MemberRemoved, NetworkDeleted, SelfEvicted, SelfReinstated
 from .member import MemberChanged as RecordChanged
 from .membership import MemberKeys, Membership, Profile
+from .options import Options
 from .owner import PasswordRule
 from .peer import MeshPeer, Traffic
 from .peering import Peering, last_good_paths
@@ -61,14 +62,16 @@ class Node:
         session: ControlSession,
         own_record: Signed | None,
         entropy: Callable[[int], bytes],
+        options: Options | None = None,
     ) -> None:
         self.roster = roster
         self.session = session
+        self.options = options or Options()
         self.membership = Membership(keys, profile, roster, session, own_record, entropy=entropy)
         self.drops: Counter[DropReason] = Counter()
         self._keys = keys
         self._gatherer = Gatherer(entropy)
-        self._peering = Peering(keys, roster, entropy=entropy)
+        self._peering = Peering(keys, roster, entropy=entropy, options=self.options)
         self._last_known: Mapping[bytes, Path] = {}
         self._starts_by: float | None = None
         self._epoch_lapses_at: float | None = None

@@ -25,6 +25,7 @@ from .events import NodeEvent, PeerChanged, PingFinished
 from .member import Member
 from .membership import MemberKeys
 from .offers import Offers
+from .options import Options
 from .path import MappingDoubted, OfferWanted, PathAgent, PingAnswered, PrimaryChanged
 from .peer import MeshPeer, Traffic, make_peer
 from .roster import Roster
@@ -39,12 +40,13 @@ MAX_PEERS = MAX_MEMBERS
 class Peering:
     """The machine. Times are monotonic seconds; `wall_ns` is Unix time in nanoseconds."""
 
-    def __init__(self, keys: MemberKeys, roster: Roster, *, entropy: Callable[[int], bytes]) -> None:
+    def __init__(self, keys: MemberKeys, roster: Roster, *, entropy: Callable[[int], bytes], options: Options) -> None:
         self.peers: dict[bytes, MeshPeer] = {}
         self.offers = Offers(keys.identity, disco.public_key(keys.disco), roster, entropy=entropy)
         self._disco_secret = keys.disco
         self._roster = roster
         self._entropy = entropy
+        self._options = options
         self._wireguard = WireGuard(keys.tunnel, entropy=entropy)
         self._is_started = False
         self._numbers = deque(range(1, MAX_PEERS + 1))

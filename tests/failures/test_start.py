@@ -107,6 +107,28 @@ def test_a_usage_error_is_one_line_and_status_2(lab: Lab, options: tuple[str, ..
     assert line.endswith("see `meshvpnd --help`\n")
 
 
+def test_a_configuration_that_is_not_understood_keeps_it_from_starting(lab: Lab, daemon: Daemon) -> None:
+    file = lab.directory / "wrong.toml"
+    file.write_text("duplicate = 'always'\n")
+    command = [*daemon.command(), "--config", str(file)]
+    complaint = f'meshvpnd: {file}: duplicate: it is not understood; write "off", "signalling" or "voice"\n'
+    assert _refusal(lab, command, status=2) == complaint
+    assert _refusal(lab, [*command, "--check"], status=2) == complaint
+    assert not daemon.state.exists()
+
+
+def test_what_the_configuration_says_is_in_force(lab: Lab) -> None:
+    file = lab.directory / "right.toml"
+    file.write_text("log_format = 'json'\n[network.elsewhere]\nmtu = 1300\n")
+    daemon = Stand(lab).daemon("configured", options=["--config", str(file)])
+    assert lab.run("net", [MESHVPND, "--check", "--config", str(file)]) == f"{file}: in order\n"
+    daemon.start()
+    assert json.loads(daemon.meshvpn("--json", "status").stdout)["config_file"] == str(file)
+    assert daemon.stop() == 0
+    messages = [json.loads(line)["message"] for line in daemon.log().splitlines()]
+    assert "configuration for a network that this host is not in network=elsewhere" in messages
+
+
 def test_the_socket_can_be_reached_by_its_group_and_by_nobody_else(lab: Lab) -> None:
     # Under a strict umask too: the directory must be passable for the group, the socket must not be open to all.
     daemon = Stand(lab).daemon("modes")

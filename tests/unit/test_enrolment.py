@@ -12,6 +12,7 @@ import pytest
 from aiohttp import web
 
 from meshvpn import ipc
+from meshvpn.config import Config
 from meshvpn.net import interface
 from meshvpn.net.control_link import ServerIdentity
 from meshvpn.net.enrolment import MAX_BACKLOG, Enrolled, enrol
@@ -80,7 +81,7 @@ async def test_an_address_outside_the_pool_is_not_taken_from_a_server(
     monkeypatch.setattr(interface, "check_collision", lambda pool, *, ignore: None)
     monkeypatch.setattr(interface, "interface_names", list)
     directory = StateDir(tmp_path)
-    all_networks = Networks(directory, "pbx", lambda event: None)
+    all_networks = Networks(directory, Config(), "pbx", lambda event: None)
     keys = {"name": "net", "locator": KEYS.locator.hex(), "wrap_key": KEYS.wrap_key.hex()}
     async with server(address=address) as url:
         where = ipc.ServerOptions(url=url)

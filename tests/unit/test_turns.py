@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from meshvpn.config import Config, NetworkConfig
 from meshvpn.net import network as module
 from meshvpn.net.control_link import ServerUnreachableError
 from meshvpn.net.networks import Networks
@@ -60,10 +61,10 @@ def networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Networ
     monkeypatch.setattr(module, "NetworkRunner", Runner)
     Runner.history, Runner.may_go = [], asyncio.Event()
     directory = StateDir(tmp_path)
-    made = Networks(directory, "pbx", lambda event: None)
+    made = Networks(directory, Config(), "pbx", lambda event: None)
     state = _state()
     directory.save(state)
-    made.by_uid[state.uid] = module.Network(state, directory, lambda event: None)
+    made.by_uid[state.uid] = module.Network(state, directory, NetworkConfig(), lambda event: None)
     yield made
     directory.close()
 
