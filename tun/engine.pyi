@@ -4,13 +4,21 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Self, final
 
 class PeerStats(NamedTuple):
-    """What the engine counted for one peer since `add_peer`. Times are monotonic seconds, 0.0 = never."""
+    """What the engine counted for one peer since `add_peer`. Times are monotonic seconds, 0.0 = never.
+
+    `reordered_packets` to `kept_marks`: see meshvpn.proto.arrivals. Without `copy_dscp` no marks are read or counted.
+    """
 
     rx_packets: int
     rx_bytes: int
     tx_packets: int
     tx_bytes: int
     lost_packets: int
+    reordered_packets: int
+    duplicate_packets: int
+    jitter: float
+    marked_packets: int
+    kept_marks: int
     first_sent_at: float
     first_received_at: float
     more_arrived: bool

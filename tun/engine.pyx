@@ -10,7 +10,8 @@ No packet waits for a batch: a batch is what is there when a thread looks; but s
     peers.pxd     keypairs, their index, staged packets      outbox.pxd  the two queues to Python
     routes.pxd    longest prefix match                       inner.pxd   addresses and marks of inner packets
     window.pxd    replays                                    offload.pxd large packets from and for the TUN device
-    cipher.pxd    ChaCha20-Poly1305                          drops.pxd, memory.pxd, syscalls.pxd
+    arrivals.pxd  reordering, jitter, kept marks             cipher.pxd  ChaCha20-Poly1305
+    drops.pxd, memory.pxd, syscalls.pxd
 
 Locks and ownership
   `lock` is a readers-writer lock that prefers writers. Both threads hold it for reading while they work on a batch, and
@@ -30,6 +31,7 @@ from typing import NamedTuple
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 
+from .arrivals cimport arrivals_note, arrivals_note_marks
 from .batch cimport BATCH, CUT, SLOT, Batch, Slot, batch_free, batch_new, batch_send
 from .cipher cimport *
 from .drops cimport *
@@ -81,6 +83,11 @@ class PeerStats(NamedTuple):
     tx_packets: int
     tx_bytes: int
     lost_packets: int
+    reordered_packets: int
+    duplicate_packets: int
+    jitter: float
+    marked_packets: int
+    kept_marks: int
     first_sent_at: float
     first_received_at: float
     more_arrived: bool
@@ -383,7 +390,8 @@ cdef class Engine:
         created_at = entry.current.created_at if entry.current is not NULL else 0.0
         pthread_rwlock_unlock(&self.lock)
         return PeerStats(
-            copy.rx_packets, copy.rx_bytes, copy.tx_packets, copy.tx_bytes, lost,
+            copy.rx_packets, copy.rx_bytes, copy.tx_packets, copy.tx_bytes, lost, copy.arrivals.reordered_packets,
+            copy.arrivals.duplicate_packets, copy.arrivals.jitter, copy.arrivals.marked_packets, copy.arrivals.kept_marks,
             copy.first_sent_at, copy.first_received_at, bool(copy.more_arrived), copy.last_authenticated_at,
             copy.last_sent_at, copy.last_received_at, created_at)
 
@@ -781,10 +789,12 @@ cdef class Engine:
             return
         if not window_may_accept(&keypair.window, counter):
             drops[DROP_REPLAYED] += 1
+            keypair.peer.arrivals.duplicate_packets += 1
             return
         if not unseal(&self.ciphers[RECEIVE], data + HEADER, size - HEADER - TAG, counter, keypair.receive_key):
             drops[DROP_DECRYPT_FAILED] += 1
             return
+        arrivals_note(&keypair.peer.arrivals, local_index, counter, keypair.window.greatest, now)
         window_accept(&keypair.window, counter)
         self.deliver(origin, keypair, data + HEADER, size - HEADER - TAG, tos, now)
 
@@ -808,6 +818,8 @@ cdef class Engine:
             return
         peer.rx_packets += 1
         peer.rx_bytes += length
+        if self.copies_dscp:
+            arrivals_note_marks(&peer.arrivals, traffic_class(packet), tos)
         self.write_packet(packet, length)
 
     cdef void write_packet(self, uint8_t *packet, int size) noexcept nogil:

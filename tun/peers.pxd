@@ -4,6 +4,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from .arrivals cimport Arrivals
 from .endpoint cimport Endpoint, Origin
 from .memory cimport give_block, take_block
 from .window cimport Window
@@ -66,6 +67,7 @@ cdef struct Peer:
     uint64_t rx_packets, rx_bytes, tx_packets, tx_bytes, lost_before
     double first_sent_at, first_received_at, last_authenticated_at, last_sent_at, last_received_at
     bint more_arrived
+    Arrivals arrivals           # written by the receive thread alone
     double handshake_event_at
     double path_event_at
     Origin path_reported

@@ -271,7 +271,18 @@ class NetworkRunner:
 def _figures(engine: Engine, number: int) -> tuple[Traffic, Stamps]:
     stats = engine.stats(number)
     return (
-        Traffic(stats.rx_packets, stats.tx_packets, stats.rx_bytes, stats.tx_bytes),
+        Traffic(
+            rx_packets=stats.rx_packets,
+            tx_packets=stats.tx_packets,
+            rx_bytes=stats.rx_bytes,
+            tx_bytes=stats.tx_bytes,
+            lost_packets=stats.lost_packets,
+            reordered_packets=stats.reordered_packets,
+            duplicate_packets=stats.duplicate_packets,
+            jitter=stats.jitter,
+            marked_packets=stats.marked_packets,
+            kept_marks=stats.kept_marks,
+        ),
         Stamps(
             first_sent_at=stats.first_sent_at,
             first_received_at=stats.first_received_at,

@@ -3,8 +3,9 @@
     handle_packet    TUN → route → keypair → seal → take_transmits
     handle_datagram  UDP → receiver index → window → open → source check → take_packets
 
-Both follow the WireGuard whitepaper §5.4.6, §6.1 and RFC 6479. Outer DSCP and ECN are the sockets' business and have no
-place here; everything else is meant to behave like the engine, and one set of tests runs on both.
+Both follow the WireGuard whitepaper §5.4.6, §6.1 and RFC 6479. Outer DSCP and ECN are the sockets' business: here is
+counted only whether a mark survived the path. Everything else is meant to behave like the engine, and one set of tests
+runs on both.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import NamedTuple
 
 from . import primitives
 from .allowedips import AllowedIPs
+from .arrivals import Arrivals
 from .constants import (
     KEEPALIVE_TIMEOUT,
     REJECT_AFTER_MESSAGES,
@@ -84,6 +86,11 @@ class PeerStats(NamedTuple):
     tx_packets: int
     tx_bytes: int
     lost_packets: int
+    reordered_packets: int
+    duplicate_packets: int
+    jitter: float
+    marked_packets: int
+    kept_marks: int
     first_sent_at: float
     first_received_at: float
     more_arrived: bool
@@ -125,6 +132,7 @@ class _Peer:
     tx_packets: int = 0
     tx_bytes: int = 0
     lost_before: int = 0
+    arrivals: Arrivals = field(default_factory=Arrivals)
     first_sent_at: float = NEVER
     first_received_at: float = NEVER
     more_arrived: bool = False
@@ -261,6 +269,11 @@ class DataPlane:
             entry.tx_packets,
             entry.tx_bytes,
             entry.lost_before + sum(pair.window.lost for pair in keypairs),
+            entry.arrivals.reordered_packets,
+            entry.arrivals.duplicate_packets,
+            entry.arrivals.jitter,
+            entry.arrivals.marked_packets,
+            entry.arrivals.kept_marks,
             entry.first_sent_at,
             entry.first_received_at,
             entry.more_arrived,
@@ -294,8 +307,11 @@ class DataPlane:
             return self._drop(DropReason.NO_ENDPOINT)
         return self._seal(peer, peer.current, packet, now)
 
-    def handle_datagram(self, data: bytes, path: Path, *, now: float) -> None:
-        """A datagram from a socket; `path` is the remote address as the socket tells it, relay frames unopened."""
+    def handle_datagram(self, data: bytes, path: Path, *, now: float, tos: int = 0) -> None:
+        """A datagram from a socket; `path` is the remote address as the socket tells it, relay frames unopened.
+
+        `tos` is the traffic class of its outer header.
+        """
         self._now = now
         if len(data) < 4:
             return self._drop(DropReason.TOO_SHORT)
@@ -309,7 +325,7 @@ class DataPlane:
             )
         if int.from_bytes(data[:4], "little") != _WORD_TRANSPORT:
             return self._hand_over(path, data, now)
-        return self._open(data, path, now)
+        return self._open(data, path, tos, now)
 
     def take_transmits(self) -> list[Transmit]:
         """Datagrams to send; clears."""
@@ -390,7 +406,7 @@ class DataPlane:
         self._datagrams.append((path, data))
         return None
 
-    def _open(self, data: bytes, path: Path, now: float) -> None:
+    def _open(self, data: bytes, path: Path, tos: int, now: float) -> None:
         if len(data) < _HEADER + _TAG:
             return self._drop(DropReason.TOO_SHORT)
         found = self._by_index.get(int.from_bytes(data[4:8], "little"))
@@ -401,15 +417,17 @@ class DataPlane:
         if now - keypair.created_at >= REJECT_AFTER_TIME or counter >= REJECT_AFTER_MESSAGES:
             return self._drop(DropReason.EXPIRED_KEY)
         if not keypair.window.may_accept(counter):
+            peer.arrivals.duplicate_packets += 1
             return self._drop(DropReason.REPLAYED)
         packet = primitives.aead_decrypt(keypair.receive_key, counter, data[_HEADER:], b"")
         if packet is None:
             return self._drop(DropReason.DECRYPT_FAILED)
+        peer.arrivals.note(keypair.local_index, counter, keypair.window.expected, now=now)
         keypair.window.accept(counter)
         self._note_received(peer, keypair, path, bool(packet), now)
-        return self._deliver(peer, packet) if packet else None
+        return self._deliver(peer, packet, tos) if packet else None
 
-    def _deliver(self, peer: _Peer, padded: bytes) -> None:
+    def _deliver(self, peer: _Peer, padded: bytes, tos: int) -> None:
         length = _inner_length(padded)
         source = _address(padded, is_source=True)
         if source is None or not length:
@@ -418,6 +436,7 @@ class DataPlane:
             return self._drop(DropReason.DISALLOWED_SOURCE)
         peer.rx_packets += 1
         peer.rx_bytes += length
+        peer.arrivals.note_marks(_traffic_class(padded), tos)
         self._packets.append(padded[:length])
         return None
 
@@ -479,6 +498,10 @@ def _address(packet: bytes, *, is_source: bool) -> bytes | None:
     if version == 6 and len(packet) >= 40:
         return packet[8:24] if is_source else packet[24:40]
     return None
+
+
+def _traffic_class(packet: bytes) -> int:
+    return packet[1] if packet[0] >> 4 == 4 else int.from_bytes(packet[:2], "big") >> 4 & 0xFF
 
 
 def _inner_length(packet: bytes) -> int:

@@ -31,6 +31,13 @@ class Traffic:
     tx_packets: int = 0
     rx_bytes: int = 0
     tx_bytes: int = 0
+    lost_packets: int = 0
+    reordered_packets: int = 0
+    duplicate_packets: int = 0
+    jitter: float = 0.0
+    """Seconds; see `arrivals` for it and the next two."""
+    marked_packets: int = 0
+    kept_marks: int = 0
 
 
 @dataclass(slots=True)

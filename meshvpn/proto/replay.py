@@ -17,6 +17,11 @@ class ReplayWindow:
         """Bit i: the counter `greatest - i` was accepted."""
 
     @property
+    def expected(self) -> int:
+        """The greatest counter accepted, plus one."""
+        return self._greatest + 1
+
+    @property
     def lost(self) -> int:
         """Counters below the greatest that did not come (yet)."""
         return self._greatest + 1 - self.received

@@ -65,8 +65,8 @@ class Side(Protocol):
 
     def take(self, count: int) -> list[bytes]: ...
 
-    def inject(self, *datagrams: bytes, far: int = 0) -> None:
-        """From a far end, one by one; see `inject_joined`."""
+    def inject(self, *datagrams: bytes, far: int = 0, tos: int = 0) -> None:
+        """From a far end, one by one, with an outer mark; see `inject_joined`."""
 
     def inject_joined(self, *datagrams: bytes) -> None:
         """As one train of equal size (the last may be shorter), which an engine with GRO gets as one message."""
@@ -114,9 +114,10 @@ class EngineSide:
     def take(self, count: int) -> list[bytes]:
         return receive(self.tun, count)
 
-    def inject(self, *datagrams: bytes, far: int = 0) -> None:
+    def inject(self, *datagrams: bytes, far: int = 0, tos: int = 0) -> None:
+        marks = [(socket.IPPROTO_IP, socket.IP_TOS, struct.pack("=i", tos))] if tos else []
         for data in datagrams:
-            self.ends[far].sendto(data, self.udp.getsockname())
+            self.ends[far].sendmsg([data], marks, 0, self.udp.getsockname())
 
     def inject_joined(self, *datagrams: bytes) -> None:
         size = struct.pack("=H", len(datagrams[0]))
@@ -181,9 +182,9 @@ class TwinSide:
         taken, self._packets = self._packets[:count], self._packets[count:]
         return taken
 
-    def inject(self, *datagrams: bytes, far: int = 0) -> None:
+    def inject(self, *datagrams: bytes, far: int = 0, tos: int = 0) -> None:
         for data in datagrams:
-            self.plane.handle_datagram(data, Path(0, self.far[far]), now=time.monotonic())
+            self.plane.handle_datagram(data, Path(0, self.far[far]), now=time.monotonic(), tos=tos)
 
     def inject_joined(self, *datagrams: bytes) -> None:
         self.inject(*datagrams)
