@@ -1,25 +1,45 @@
 """Which of a peer's paths is the primary: a pure function of what their pings showed.
 
-Direct beats relay as long as a call sounds about as good on it. It is left for the relay when it is surely worse, by
-what so few pings can prove: one that loses a packet in a hundred must not make calls flap, one that loses every third
-must be left within seconds. A primary in doubt is kept until it is dead or, if it is direct, another direct path is
-there; meanwhile it is doubled, a direct one by the relay and the relay by a direct one.
+Paths are ordered by how a call would sound on them. Of those that sound alike, one without a relay comes first, then
+one through a member, then the rendezvous, which serves everybody. A path is left for one of a later kind only when
+that is surely better, by what so few pings can prove: one that loses a packet in a hundred must not make calls flap,
+one that loses every third must be left within seconds. A primary in doubt is kept until it is dead or another path of
+its kind is there; meanwhile it is doubled by the best path of the other kind.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from enum import IntEnum
 
 from .probe import HISTORY, WINDOWS, Probe
-from .score import DIRECT_BONUS, SWITCH_MARGIN
-from .transport import Path
+from .score import DIRECT_BONUS, MEMBER_BONUS, SWITCH_MARGIN
 
 MIN_SAMPLES = 3
 """Round trips after which the round trip time counts as known."""
 EVIDENCE = 20
 """Outcomes of pings that a path must show which was left before."""
 RTT_MARGIN = 0.005
-"""Seconds by which another direct path must be faster, and at least a tenth, and more than the two paths' jitter."""
+"""Seconds by which another path of the same kind must be faster, and at least a tenth, and more than the two paths'
+jitter."""
+
+
+class Kind(IntEnum):
+    """Who is in between; the greater comes first among equals."""
+
+    RENDEZVOUS = 0
+    MEMBER = 1
+    DIRECT = 2
+
+
+_BONUS = {Kind.DIRECT: DIRECT_BONUS, Kind.MEMBER: MEMBER_BONUS, Kind.RENDEZVOUS: 0.0}
+
+
+def kind(probe: Probe) -> Kind:
+    """The path's."""
+    if probe.path.is_direct:
+        return Kind.DIRECT
+    return Kind.RENDEZVOUS if probe.is_rendezvous else Kind.MEMBER
 
 
 def choose(probes: Iterable[Probe], current: Probe | None, now: float) -> Probe | None:
@@ -31,33 +51,38 @@ def choose(probes: Iterable[Probe], current: Probe | None, now: float) -> Probe 
         if now >= current.overdue_at:
             return current  # silent for a moment: whether it is bad or dead is known when it answers, or does not
         return next((rival for rival in ranked if rival is not current and _is_preferable(rival, current)), current)
-    best = ranked[0] if ranked else None
     if current is not None and current.is_proven and current not in alive:
-        is_replaced = best is not None and best.path.is_direct and current.path.is_direct
-        return best if is_replaced else current
-    return best
+        replacement = (rival for rival in ranked if rival.path.is_direct is current.path.is_direct)
+        return next(replacement, current)
+    return ranked[0] if ranked else None
 
 
-def best_direct(probes: Iterable[Probe], now: float) -> Path | None:
-    """What doubles a relay in doubt, however good it is."""
-    alive = [probe for probe in probes if probe.path.is_direct and probe.is_alive(now)]
-    return max(alive, key=_rank).path if alive else None
+def second_way(probes: Iterable[Probe], primary: Probe, now: float) -> Probe | None:
+    """What doubles this primary: the best other path, however good it is; with a relay beside a direct one, and a
+    direct one beside a relay, if there is one, because what ends one seldom ends the other."""
+    alive = [probe for probe in probes if probe is not primary and probe.is_alive(now)]
+    return max(alive, key=lambda it: (it.path.is_direct is not primary.path.is_direct, _rank(it)), default=None)
 
 
 def is_surely_better(this: Probe, other: Probe) -> bool:
     """Would a call sound better here, even if this path is as bad and the other as good as their pings allow?"""
-    margin = SWITCH_MARGIN + (DIRECT_BONUS if other.path.is_direct and not this.path.is_direct else 0.0)
+    margin = SWITCH_MARGIN + max(0.0, _BONUS[kind(other)] - _BONUS[kind(this)])
     return any(this.r_bounds(window)[0] > other.r_bounds(window)[1] + margin for window in WINDOWS)
 
 
 def _is_preferable(rival: Probe, current: Probe) -> bool:
-    if rival.path.is_direct and not current.path.is_direct:
-        # What was left once must be seen to be good, not just not proved to be bad.
-        has_shown_it = rival.hold == 0 or (rival.tally(HISTORY)[1] >= EVIDENCE and _rank(rival) >= _rank(current))
-        return has_shown_it and not is_surely_better(current, rival)
-    return is_surely_better(rival, current) or (
-        rival.path.is_direct == current.path.is_direct and _is_faster(rival, current)
-    )
+    if kind(rival) > kind(current):
+        return _is_no_worse(rival, current)
+    return is_surely_better(rival, current) or (kind(rival) == kind(current) and _is_faster(rival, current))
+
+
+def _is_no_worse(rival: Probe, current: Probe) -> bool:
+    # What was left once must be seen to be good, not just not proved to be bad.
+    if rival.hold != 0 and (rival.tally(HISTORY)[1] < EVIDENCE or _rank(rival) < _rank(current)):
+        return False
+    # What delay costs is known after the first round trips, what loss costs is not.
+    handicap = _BONUS[kind(rival)] - _BONUS[kind(current)]
+    return rival.r_of_delay + handicap >= current.r_of_delay and not is_surely_better(current, rival)
 
 
 def _is_faster(rival: Probe, current: Probe) -> bool:
@@ -67,4 +92,4 @@ def _is_faster(rival: Probe, current: Probe) -> bool:
 
 
 def _rank(probe: Probe) -> float:
-    return (probe.r or 0.0) + (DIRECT_BONUS if probe.path.is_direct else 0.0)
+    return (probe.r or 0.0) + _BONUS[kind(probe)]

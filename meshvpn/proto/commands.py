@@ -63,7 +63,17 @@ class SendKeepalive:
     peer: int
 
 
-Command = AddPeer | RemovePeer | MovePeer | InstallKeypair | ForgetKeypairs | SendKeepalive
+@dataclass(frozen=True, slots=True)
+class RelayPeer:
+    """Forward what other peers send to this one: it is `relay_id` in their frames, and sends, and is reached, at
+    `paths` (the first is where to forward to; none: do not)."""
+
+    peer: int
+    relay_id: int
+    paths: tuple[Path, ...]
+
+
+Command = AddPeer | RemovePeer | MovePeer | RelayPeer | InstallKeypair | ForgetKeypairs | SendKeepalive
 
 
 class DataPlane(Protocol):

@@ -27,6 +27,7 @@ ARGON2_MEMORY = 128 << 20
 
 _NAME_KEY = b"meshvpn name v1"
 _PSK_LABEL = b"meshvpn psk v1"
+_RELAY_ID_LABEL = b"meshvpn relay id v1"
 _NONCE = 24
 _ANY_SCALAR = bytes(range(1, 33))
 _NICK = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
@@ -235,6 +236,12 @@ def pick_pool(taken: Sequence[IPv4Network], entropy: Callable[[int], bytes]) -> 
 def pair_psk(epoch_key: bytes, key_a: bytes, key_b: bytes) -> bytes:
     """The preshared key of two members' WireGuard sessions in an epoch; both ends get the same."""
     return primitives.blake2b(_PSK_LABEL + b"".join(sorted((key_a, key_b))), 32, epoch_key)
+
+
+def member_relay_id(uid: bytes, identity: bytes) -> int:
+    """Which 32-bit number means this member in frames that other members relay; never 0."""
+    digest = primitives.blake2b(_RELAY_ID_LABEL + identity, 4, uid)
+    return int.from_bytes(digest, "little") or 1
 
 
 def seal_secret(key: bytes, plaintext: bytes, entropy: Callable[[int], bytes]) -> bytes:

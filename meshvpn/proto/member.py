@@ -27,6 +27,8 @@ class Member:
     subnets: tuple[str, ...]
     facts: Mapping[str, Any]
     is_pending: bool
+    relays: bool = True
+    """It forwards packets between members."""
 
 
 @dataclass(frozen=True, slots=True)

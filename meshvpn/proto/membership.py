@@ -43,6 +43,7 @@ class Profile:
     nick: str
     software: str
     joined_at: int
+    relays: bool = True
 
 
 class Membership:
@@ -144,6 +145,7 @@ class Membership:
             signed == self.own_record
             and record.disco_key == disco.public_key(self._keys.disco)
             and (record.nick, record.address) == (self.profile.nick, self.profile.address)
+            and record.relays == self.profile.relays
         )
 
     def _make_record(self, wall: int) -> Signed:
@@ -159,6 +161,7 @@ class Membership:
             joined_at=self.profile.joined_at,
             sequence=max(previous + 1, wall),
             software=self.profile.software,
+            relays=self.profile.relays,
             entropy=self._entropy,
         )
         return made.record

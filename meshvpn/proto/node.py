@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from . import control, stun
 from .commands import Command
@@ -67,6 +68,7 @@ class Node:
         self.roster = roster
         self.session = session
         self.options = options or Options()
+        profile = replace(profile, relays=self.options.relay)
         self.membership = Membership(keys, profile, roster, session, own_record, entropy=entropy)
         self.drops: Counter[DropReason] = Counter()
         self._keys = keys

@@ -122,6 +122,7 @@ def make_record(
     entropy: Entropy,
     subnets: tuple[str, ...] = (),
     facts: dict[str, Any] | None = None,
+    relays: bool = True,
 ) -> OwnRecord:
     """Our record under the current epoch."""
     record = Record(
@@ -137,6 +138,7 @@ def make_record(
         software=software,
         subnets=list(subnets),
         facts=facts or {},
+        relays=relays,
     )
     signed = identity.sign(DOMAIN_RECORD, msgspec.msgpack.encode(record))
     return OwnRecord(signed, seal_record(roster, identity, signed, entropy=entropy))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 from .probe import Probe
 
@@ -26,6 +27,20 @@ SCRUTINY = 2.0
 """Seconds for which primary and relay are compared, ping by ping, after one of the primary's was lost."""
 SCRUTINY_PAUSE = 10.0
 """Seconds from one such comparison to the next: a little loss must not cost more packets than it is worth."""
+HELPER_TRIES = 3
+HELPER_INTERVAL = 0.5
+"""Pings, and seconds between them, on a path through a member that has not answered yet: there may be none."""
+
+
+class Role(Enum):
+    """What a path is for."""
+
+    PRIMARY = "primary"
+    RELAY = "relay"
+    """Through the rendezvous."""
+    HELPER = "helper"
+    """Through a member that we chose."""
+    OTHER = "other"
 
 
 @dataclass(slots=True)
@@ -44,9 +59,10 @@ class Pace:
         if now < self.active_until and now >= self.scrutiny_until + SCRUTINY_PAUSE:
             self.scrutiny_until = now + SCRUTINY
 
-    def ping_at(self, probe: Probe, *, is_primary: bool, is_relay: bool) -> float | None:
-        """When the path is due a ping, None if not at all."""
-        if probe.is_proven and (is_primary or is_relay):
+    def ping_at(self, probe: Probe, role: Role, *, is_standby: bool = False) -> float | None:
+        """When the path is due a ping, None if not at all. `is_standby`: the primary would be left for it."""
+        is_primary = role is Role.PRIMARY
+        if probe.is_proven and (is_primary or is_standby):
             if self.scrutiny_until > probe.sent_at:
                 return probe.sent_at + SCRUTINY_INTERVAL
             if probe.unanswered_since is not None:
@@ -54,7 +70,9 @@ class Pace:
         is_active = self.active_until > probe.sent_at
         if is_primary:
             return self._primary_ping_at(probe, is_active=is_active)
-        if not is_active or (probe.worked_at is None and not is_relay):
+        if role is Role.HELPER and not probe.is_proven:
+            return None if probe.tries >= HELPER_TRIES else probe.sent_at + HELPER_INTERVAL
+        if not is_active or (probe.worked_at is None and role is not Role.RELAY):
             return None
         return probe.sent_at + (HELD_INTERVAL if probe.hold else BACKUP_INTERVAL)
 

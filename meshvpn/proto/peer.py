@@ -11,6 +11,7 @@ from .candidate import Offer
 from .disco import DiscoBox
 from .member import Member
 from .path import PathAgent
+from .transport import Path
 
 
 class PeerState(StrEnum):
@@ -47,9 +48,16 @@ class MeshPeer:
     number: int
     member: Member
     agent: PathAgent
+    member_relay_id: int
+    """Means this member in frames that other members relay."""
     relay_id: int = 0
+    """Means it at the rendezvous."""
     is_online: bool = False
     traffic: Traffic = field(default_factory=Traffic)
+    via: Member | None = None
+    """The member that relays, while the primary leads through one."""
+    relayed: tuple[Path, ...] = ()
+    """Where the engine was told to send what others send through us."""
     session_at: float | None = None
     """When the last WireGuard session was agreed on, monotonic seconds."""
     offers_sent: int = 0
@@ -70,6 +78,11 @@ class MeshPeer:
         )
 
     @property
+    def relays(self) -> bool:
+        """It says that it relays for others."""
+        return self.member.relays
+
+    @property
     def routes(self) -> tuple[tuple[bytes, int], ...]:
         """The prefixes whose packets go to this peer and may come from it."""
         hosts = [ip_address(self.member.address), ip_address(self.member.address6)]
@@ -82,6 +95,9 @@ class MeshPeer:
         return self.last_offer is None or self.last_offer[0] != offer.disco_key or offer.sequence > self.last_offer[1]
 
 
-def make_peer(number: int, member: Member, disco_secret: bytes, *, entropy: Callable[[int], bytes]) -> MeshPeer:
-    """A peer without any path yet."""
-    return MeshPeer(number, member, PathAgent(disco=DiscoBox(disco_secret, member.disco_key), entropy=entropy))
+def make_peer(
+    number: int, member: Member, disco_secret: bytes, relay_id: int, *, entropy: Callable[[int], bytes]
+) -> MeshPeer:
+    """A peer without any path yet; `relay_id` is its number at members that relay."""
+    agent = PathAgent(disco=DiscoBox(disco_secret, member.disco_key), entropy=entropy)
+    return MeshPeer(number, member, agent, relay_id)

@@ -16,18 +16,21 @@ from collections.abc import Callable, Mapping
 
 from . import disco
 from .candidate import Candidate
-from .commands import AddPeer, Command, MovePeer, RemovePeer
+from .commands import AddPeer, Command, MovePeer, RelayPeer, RemovePeer
 from .control import MAX_MEMBERS, PresenceEntry, Signalled
 from .deadlines import Deadlines
 from .drops import DropReason
 from .errors import MalformedMessage
 from .events import NodeEvent, PeerChanged, PingFinished
+from .keys import member_relay_id
 from .member import Member
 from .membership import MemberKeys
 from .offers import Offers
 from .options import Options
-from .path import MappingDoubted, OfferWanted, PathAgent, PingAnswered, PrimaryChanged
+from .path import PathAgent
+from .path_events import MappingDoubted, OfferWanted, PingAnswered, PrimaryChanged
 from .peer import MeshPeer, Traffic, make_peer
+from .relaying import Relaying
 from .roster import Roster
 from .timers import Stamps
 from .transport import Address, Path, RelayHop, Transmit
@@ -35,6 +38,9 @@ from .wireguard import HandshakeGaveUp, SessionEstablished, WireGuard
 
 MAX_PEERS = MAX_MEMBERS
 """Peers of one node: everybody but us."""
+
+MAX_RELAY_PATHS = 4
+"""Addresses of a peer that the engine knows for relaying."""
 
 
 class Peering:
@@ -55,6 +61,8 @@ class Peering:
         self._touched: dict[int, MeshPeer] = {}
         self._deadlines = Deadlines()
         self._is_mapping_doubted = False
+        self._relaying = Relaying(member_relay_id(roster.uid, keys.identity.public), entropy=entropy)
+        self._by_relay_id: dict[int, MeshPeer] = {}
         self._relay: tuple[Address, int, int] | None = None
         self._relay_ids: dict[bytes, int] = {}
         self._transmits: list[Transmit] = []
@@ -86,7 +94,10 @@ class Peering:
         if not self._numbers:
             return
         number = self._numbers.popleft()
-        peer = make_peer(number, member, self._disco_secret, entropy=self._entropy)
+        relay_id = member_relay_id(self._roster.uid, member.identity)
+        peer = make_peer(number, member, self._disco_secret, relay_id, entropy=self._entropy)
+        # Of two members with one number (one in four billion, or made so) the first keeps it.
+        self._by_relay_id.setdefault(relay_id, peer)
         self.peers[member.identity] = self._by_number[number] = self._by_disco[member.disco_key] = peer
         self._wireguard.add_peer(number, member.tunnel_key, self._preshared_keys(member, wall_ns))
         self._commands.append(AddPeer(number, peer.routes))
@@ -99,6 +110,8 @@ class Peering:
             self.remove(old.identity)
             return self.add(new, now=now, wall_ns=wall_ns)
         peer.member = new
+        if old.relays != new.relays:
+            self._touch_users(peer)
         if old.disco_key != new.disco_key:
             del self._by_disco[old.disco_key]
             self._by_disco[new.disco_key] = peer
@@ -117,6 +130,10 @@ class Peering:
         del self._by_disco[peer.member.disco_key]
         self._touched.pop(peer.number, None)
         self._deadlines.set(peer.number, None)
+        self._touch_users(peer)
+        self._relaying.forget(peer.number)
+        if self._by_relay_id.get(peer.member_relay_id) is peer:
+            del self._by_relay_id[peer.member_relay_id]
         self.offers.forget(peer)
         self._wireguard.remove_peer(peer.number)
         self._commands.append(RemovePeer(peer.number))
@@ -295,17 +312,26 @@ class Peering:
             agent.handle_absence(now=now)
 
     def _update_relay(self, peer: MeshPeer, now: float) -> None:
-        path = None
+        paths = []
         if self._relay is not None and peer.relay_id:
             server, socket, own_id = self._relay
-            path = Path(socket, server, RelayHop(own_id, peer.relay_id))
-        self._touch(peer).handle_relay(path, now=now)
+            paths.append(Path(socket, server, RelayHop(own_id, peer.relay_id)))
+        self._touch(peer).handle_relays(paths, now=now)
+
+    def _touch_users(self, peer: MeshPeer) -> None:
+        """Something happened to the way to a member: those whom we reach through it are looked at again."""
+        for number in self._relaying.users(peer.number):
+            self._touch(self._by_number[number])
 
     def _settle_peer(self, peer: MeshPeer, now: float, wall_ns: int) -> None:
+        peer.agent.handle_helpers(self._relaying.paths(peer, self._by_number, now=now), now=now)
         for event in peer.agent.take_events():
             match event:
                 case PrimaryChanged(primary=primary, secondary=secondary):
                     self._commands.append(MovePeer(peer.number, primary, secondary))
+                    self._touch_users(peer)
+                    through = self._relaying.member_of(peer, primary, self._by_number.values())
+                    peer.via = None if through is None else self._by_number[through].member
                     if primary is not None:
                         self._wireguard.handle_path_available(peer.number, now=now, wall_ns=wall_ns)
                 case MappingDoubted():
@@ -316,9 +342,19 @@ class Peering:
                     self._events.append(PingFinished(token, rtt, path))
         self._transmits.extend(peer.agent.take_transmits())
         self._deadlines.set(peer.number, peer.agent.next_timeout())
+        self._relay_for(peer)
         if peer.state is not peer.reported:
             peer.reported = peer.state
             self._events.append(PeerChanged(peer.member, peer.state, peer.agent.primary))
+
+    def _relay_for(self, peer: MeshPeer) -> None:
+        """Others may send to this peer through us, from and to the addresses at which it has answered."""
+        paths: tuple[Path, ...] = ()
+        if self._options.relay and self._by_relay_id.get(peer.member_relay_id) is peer:
+            paths = peer.agent.table.direct_ways()[:MAX_RELAY_PATHS]
+        if paths != peer.relayed:
+            peer.relayed = paths
+            self._commands.append(RelayPeer(peer.number, peer.member_relay_id, paths))
 
     def _settle_wireguard(self, now: float) -> list[DropReason]:
         for event in self._wireguard.take_events():

@@ -60,6 +60,8 @@ class Probe:
 
     path: Path
     is_candidate: bool = False
+    is_rendezvous: bool = False
+    """The relay in between is the rendezvous, not a member."""
     rtt: float | None = None
     jitter: float = 0.0
     samples: int = 0
@@ -95,6 +97,11 @@ class Probe:
     def r(self) -> float | None:
         """The E-model's R by the figures as they are, None before the first pong."""
         return None if self.rtt is None else r_factor(self.rtt, self.jitter, self.loss)
+
+    @property
+    def r_of_delay(self) -> float:
+        """R as if nothing were lost, 0 before the first pong."""
+        return 0.0 if self.rtt is None else r_factor(self.rtt, self.jitter, 0.0)
 
     def tally(self, window: int) -> tuple[int, int]:
         """Lost ones of the newest `window` outcomes, and how many outcomes there are."""

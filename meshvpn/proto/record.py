@@ -43,6 +43,7 @@ class Record(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     software: str
     subnets: list[str] = []
     facts: dict[str, Any] = {}  # PBX facts: extension ranges, trunk kind
+    relays: bool = True  # I forward sealed packets between members that I reach and that do not reach each other
 
 
 class Envelope(msgspec.Struct, frozen=True, array_like=True, kw_only=True):

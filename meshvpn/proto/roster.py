@@ -369,6 +369,7 @@ class Roster:
             subnets=tuple(record.subnets),
             facts=record.facts,
             is_pending=self._is_pending(stored),
+            relays=record.relays,
         )
 
     def _is_pending(self, stored: StoredMember) -> bool:

@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv4Network
 import msgspec
 
 from meshvpn.proto import owner
-from meshvpn.proto.commands import apply
+from meshvpn.proto.commands import RelayPeer, apply
 from meshvpn.proto.control_session import (
     ConnectWanted,
     ControlSession,
@@ -30,11 +30,12 @@ from meshvpn.proto.events import ActionFinished, NodeEvent, PeerChanged, StateCh
 from meshvpn.proto.keys import Identity, NetworkKeys, network_uid
 from meshvpn.proto.membership import MemberKeys, Profile
 from meshvpn.proto.node import Node
+from meshvpn.proto.options import Options
 from meshvpn.proto.peer import MeshPeer, PeerState, Traffic
 from meshvpn.proto.roster import Roster, RosterState
 from meshvpn.proto.signed import Signed
 from meshvpn.proto.timers import Stamps
-from meshvpn.proto.transport import RELAY_WORD, Path, Transmit
+from meshvpn.proto.transport import RELAY_HEADER, RELAY_WORD, Path, Transmit
 
 from .network import Host, Network
 from .rendezvous import WALL, Rendezvous, Wire
@@ -93,6 +94,9 @@ class Member:
         self._poll_at: float | None = None
         self._is_relayed = False
         self._transmits: list[Transmit] = []
+        self.relayed: dict[int, RelayPeer] = {}
+        self.relayed_packets = 0
+        self.options = Options()
 
     # What the user does.
 
@@ -200,7 +204,19 @@ class Member:
         if self.node is None:
             return
         self._is_relayed = data[:4] == RELAY_WORD.to_bytes(4, "little")
+        if self._is_relayed and self._forward(data, path):
+            return
         self.plane.handle_datagram(data, path, now=now)
+
+    def _forward(self, data: bytes, path: Path) -> bool:
+        _, source, destination = RELAY_HEADER.unpack_from(data)
+        sender = next((it for it in self.relayed.values() if it.relay_id == source and path in it.paths), None)
+        to = next((it for it in self.relayed.values() if it.relay_id == destination and it.paths), None)
+        if sender is None or to is None:
+            return False
+        self.relayed_packets += 1
+        self._transmits.append(Transmit(to.paths[0], data))
+        return True
 
     def handle_timeout(self, *, now: float) -> None:
         if self.node is None:
@@ -255,6 +271,7 @@ class Member:
             session=session,
             own_record=saved.own_record,
             entropy=self._entropy,
+            options=self.options,
         )
         self._poll_at = now + POLL_INTERVAL
         node.handle_local_addresses(self.host.addresses, self.host.ports, now=now, wall_ns=wall_ns)
@@ -289,6 +306,8 @@ class Member:
         commands, transmits = node.take_commands(), node.take_transmits()
         for command in commands:
             apply(command, self.plane)
+            if isinstance(command, RelayPeer):
+                self.relayed[command.peer] = command
         self._transmits += transmits
         events = node.take_events()
         for event in events:

@@ -18,7 +18,8 @@ from meshvpn.proto.disco import DiscoBox
 from meshvpn.proto.drops import DropReason
 from meshvpn.proto.errors import MalformedMessage
 from meshvpn.proto.gather import CandidatesChanged, Gatherer, RelayBound, RelayUnbound
-from meshvpn.proto.path import MappingDoubted, OfferWanted, PathAgent, PrimaryChanged
+from meshvpn.proto.path import PathAgent
+from meshvpn.proto.path_events import MappingDoubted, OfferWanted, PrimaryChanged
 from meshvpn.proto.transport import Address, Path, RelayHop, Transmit
 from rendezvous.limits import Limits
 from rendezvous.relay import Relay
@@ -308,9 +309,9 @@ class MeshNode:
 
     def _update_relay(self, peer: Peer, now: float) -> None:
         if self._relay_server is None or not peer.relay_id:
-            return peer.agent.handle_relay(None, now=now)
+            return peer.agent.handle_relays([], now=now)
         server, socket = self._relay_server
-        return peer.agent.handle_relay(Path(socket, server, RelayHop(self._relay_id, peer.relay_id)), now=now)
+        return peer.agent.handle_relays([Path(socket, server, RelayHop(self._relay_id, peer.relay_id))], now=now)
 
     def _settle(self, now: float) -> None:
         for event in self.gatherer.take_events():

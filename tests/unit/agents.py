@@ -9,7 +9,8 @@ from meshvpn.proto import disco
 from meshvpn.proto.candidate import Candidate, CandidateKind, Offer
 from meshvpn.proto.disco import DiscoBox, Ping, Pong
 from meshvpn.proto.drops import DropReason
-from meshvpn.proto.path import PathAgent, PathEvent, PathQuality
+from meshvpn.proto.path import PathAgent
+from meshvpn.proto.path_events import PathEvent, PathQuality
 from meshvpn.proto.transport import Address, Path, RelayHop
 
 LOCAL_SECRET, REMOTE_SECRET = bytes(range(32)), bytes(range(32, 64))
@@ -130,7 +131,7 @@ class Bench:
 def connected(**rtts: float) -> Bench:
     """A peer that is reached over the relay, and on a direct path at `OUTSIDE`."""
     bench = Bench({RELAY: rtts.get("relay", 0.16), OUTSIDE: rtts.get("direct", 0.08)})
-    bench.agent.handle_relay(RELAY, now=bench.now)
+    bench.agent.handle_relays([RELAY], now=bench.now)
     bench.offer(OUTSIDE)
     bench.run(6.0)
     assert bench.agent.primary == OUTSIDE

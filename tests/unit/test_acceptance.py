@@ -16,8 +16,9 @@ from meshvpn.proto.keys import Identity
 from meshvpn.proto.member import MemberChanged
 from meshvpn.proto.owner import PasswordRule
 from meshvpn.proto.primitives import x25519_public
+from meshvpn.proto.record import check_record
 from meshvpn.proto.roster import Roster, StoredMember
-from meshvpn.proto.signed import Signed
+from meshvpn.proto.signed import DOMAIN_RECORD, Signed
 
 from .founded import WALL, Founded, found
 
@@ -135,6 +136,18 @@ def test_a_clock_that_was_set_back_does_not_lengthen_an_epochs_life() -> None:
 
 def record(network: Founded, number: int, **changes: Any) -> Signed:
     return made(network, number, **changes).record
+
+
+def test_whether_a_member_relays_is_in_its_record_and_true_in_those_that_are_too_old_to_say(network: Founded) -> None:
+    own = network.roster(0)
+    identity = network.identities[1].public
+    assert own.handle_entry(entry(network, 1, relays=False), wall=WALL) is None
+    assert not own.members[identity].relays
+    assert own.handle_entry(entry(network, 1, sequence=WALL + 20), wall=WALL) is None
+    assert own.members[identity].relays
+    shortened = msgspec.msgpack.encode(msgspec.msgpack.decode(own.records()[identity].body)[:-1])
+    older = network.identities[1].sign(DOMAIN_RECORD, shortened)
+    assert check_record(older, own.charter).relays
 
 
 def entry(network: Founded, number: int, **changes: Any) -> MemberEntry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Network
@@ -356,3 +357,11 @@ def test_a_private_pool_is_accepted(cidr: str) -> None:
 def test_any_other_pool_is_refused_with_its_reason(cidr: str, problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         keys.check_pool(cidr)
+
+
+def test_a_members_number_at_other_members_depends_on_it_and_the_network_and_is_never_0() -> None:
+    digest = hashlib.blake2b(b"meshvpn relay id v1" + b"i" * 32, digest_size=4, key=UID).digest()
+    assert keys.member_relay_id(UID, b"i" * 32) == int.from_bytes(digest, "little")
+    numbers = {keys.member_relay_id(bytes([uid]) * 16, bytes([who]) * 32) for uid in range(20) for who in range(20)}
+    assert len(numbers) == 400
+    assert 0 not in numbers

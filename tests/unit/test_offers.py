@@ -140,7 +140,7 @@ def machine(network: Founded) -> tuple[Offers, dict[int, MeshPeer]]:
     peers = {}
     for number in (1, 2):
         member = roster.members[network.identities[number].public]
-        peers[number] = make_peer(number, member, network.disco_keys[0], entropy=network.entropy)
+        peers[number] = make_peer(number, member, network.disco_keys[0], number, entropy=network.entropy)
         peers[number].is_online = True
     return offers, peers
 

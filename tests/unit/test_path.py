@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshvpn.proto import disco, path, probe, punch
+from meshvpn.proto import disco, path_table, probe, punch
 from meshvpn.proto.candidate import MAX_CANDIDATES
 from meshvpn.proto.disco import DiscoBox, Pong
 from meshvpn.proto.drops import DropReason
-from meshvpn.proto.path import MappingDoubted, OfferWanted, PingAnswered, PrimaryChanged
+from meshvpn.proto.path_events import MappingDoubted, OfferWanted, PingAnswered, PrimaryChanged
 from meshvpn.proto.transport import Address, Path, RelayHop
 
 from .agents import ELSEWHERE, LAN, LOCAL_SECRET, OTHER_RELAY, OUTSIDE, RELAY, Bench, connected
@@ -22,7 +22,7 @@ SPOOFED = [Path(0, Address("203.0.113.200", port)) for port in range(1, 100)]
 
 def test_the_relay_is_primary_as_soon_as_it_is_known() -> None:
     bench = Bench()
-    bench.agent.handle_relay(RELAY, now=bench.now)
+    bench.agent.handle_relays([RELAY], now=bench.now)
     bench.drain()
     assert bench.events == [PrimaryChanged(RELAY, None)]
     assert bench.pings(RELAY) == [bench.now]
@@ -74,7 +74,7 @@ def test_a_ping_that_is_played_back_draws_no_answer_and_makes_no_path() -> None:
     for spoofed in SPOOFED:
         assert bench.ping(spoofed, sequence=100) is DropReason.REPLAYED
     assert bench.sent == []
-    assert not set(SPOOFED) & set(bench.agent._probes)
+    assert not set(SPOOFED) & set(bench.agent.table.probes)
 
 
 def test_a_ping_that_a_forger_delivers_first_is_worth_two_packets_and_no_working_path() -> None:
@@ -86,8 +86,8 @@ def test_a_ping_that_a_forger_delivers_first_is_worth_two_packets_and_no_working
     for spoofed in SPOOFED:
         bench.ping(spoofed)
     assert len(bench.sent) <= 2 * len(SPOOFED)
-    assert len(set(SPOOFED) & set(bench.agent._probes)) <= path.MAX_OTHERS
-    assert ELSEWHERE in bench.agent._probes
+    assert len(set(SPOOFED) & set(bench.agent.table.probes)) <= path_table.MAX_OTHERS
+    assert ELSEWHERE in bench.agent.table.probes
     bench.forget()
     bench.run(60.0)
     assert not set(SPOOFED) & {to for _, to, _ in bench.sent}
@@ -101,7 +101,7 @@ def test_paths_that_left_the_offers_are_capped() -> None:
         bench.rtts[candidate] = 0.05
         bench.offer(candidate)
         bench.run(2.0)
-    assert len(bench.agent._probes) <= path.MAX_OTHERS + 2
+    assert len(bench.agent.table.probes) <= path_table.MAX_OTHERS + path_table.MAX_RELAYS + path_table.MAX_HELPERS + 1
 
 
 def test_a_flood_of_offers_starts_a_round_a_second() -> None:
@@ -198,7 +198,7 @@ def test_a_deaf_path_is_left_for_one_that_is_not() -> None:
 def test_a_deaf_path_without_another_is_kept() -> None:
     bench = connected()
     bench.rtts.pop(RELAY)
-    bench.agent.handle_relay(None, now=bench.now)
+    bench.agent.handle_relays([], now=bench.now)
     bench.call(5.0)
     for _ in range(30):
         bench.carry(50, is_heard=False)
@@ -242,7 +242,7 @@ def test_a_new_disco_key_voids_every_path_but_the_relay() -> None:
     bench.agent.handle_remote_disco(DiscoBox(LOCAL_SECRET, disco.public_key(other)), now=bench.now)
     assert bench.primary() == RELAY
     assert not bench.is_reachable
-    assert set(bench.agent._probes) == {RELAY}
+    assert set(bench.agent.table.probes) == {RELAY}
     bench.remote = DiscoBox(other, disco.public_key(LOCAL_SECRET))
     bench.agent.take_transmits()
     bench.sequence = 0
@@ -251,7 +251,7 @@ def test_a_new_disco_key_voids_every_path_but_the_relay() -> None:
 
 def test_the_sequence_goes_on_when_the_peer_is_added_anew() -> None:
     first, again = connected(), Bench(now=2000.0)
-    again.agent.handle_relay(RELAY, now=again.now)
+    again.agent.handle_relays([RELAY], now=again.now)
     first.agent.handle_network_change(now=first.now)
     first.drain()
     again.drain()
@@ -261,11 +261,11 @@ def test_the_sequence_goes_on_when_the_peer_is_added_anew() -> None:
 
 def test_another_relay_takes_the_old_ones_place() -> None:
     bench = Bench({RELAY: 0.1, OTHER_RELAY: 0.1})
-    bench.agent.handle_relay(RELAY, now=bench.now)
+    bench.agent.handle_relays([RELAY], now=bench.now)
     bench.run(1.0)
-    bench.agent.handle_relay(OTHER_RELAY, now=bench.now)
+    bench.agent.handle_relays([OTHER_RELAY], now=bench.now)
     assert bench.primary() == OTHER_RELAY
-    bench.agent.handle_relay(None, now=bench.now)
+    bench.agent.handle_relays([], now=bench.now)
     assert bench.primary() is None
     assert bench.quality() is None
     assert not bench.agent.handle_ping_request(1, now=bench.now)
@@ -286,7 +286,7 @@ def test_the_last_known_path_is_used_until_something_better_is_known() -> None:
     assert bench.primary() == OUTSIDE
     bench.run(5.0)
     assert bench.pings(OUTSIDE)
-    bench.agent.handle_relay(RELAY, now=bench.now)
+    bench.agent.handle_relays([RELAY], now=bench.now)
     assert bench.primary() == RELAY
 
 
@@ -330,7 +330,7 @@ def test_a_relay_that_answered_a_moment_ago_is_asked_before_a_call_is_left_to_it
 
 def test_a_session_on_a_path_that_no_ping_came_back_on_is_doubled_by_the_relay() -> None:
     bench = Bench()
-    bench.agent.handle_relay(RELAY, now=bench.now)
+    bench.agent.handle_relays([RELAY], now=bench.now)
     bench.agent.handle_session(OUTSIDE, now=bench.now)
     assert (bench.primary(), bench.agent.secondary) == (OUTSIDE, RELAY)
 
@@ -419,7 +419,7 @@ def test_pings_of_the_peer_spare_our_own_on_an_idle_path() -> None:
 
 def test_payload_after_silence_looks_for_a_direct_path_again() -> None:
     bench = Bench({RELAY: 0.16})
-    bench.agent.handle_relay(RELAY, now=bench.now)
+    bench.agent.handle_relays([RELAY], now=bench.now)
     bench.offer(OUTSIDE)
     bench.run(7200.0)
     bench.forget()
@@ -456,7 +456,9 @@ PATHS = [
     *(Path(1, Address("2001:db8::1", port)) for port in range(1, 5)),
 ]
 RELAYS = [Path(0, Address("198.51.100.1", 7770), RelayHop(1, number)) for number in range(3)]
-any_path = st.sampled_from(PATHS + RELAYS)
+MOST_PATHS = MAX_CANDIDATES + path_table.MAX_OTHERS + path_table.MAX_RELAYS + path_table.MAX_HELPERS + 1
+HELPERS = [Path(0, Address(f"203.0.113.{number}", 41000), RelayHop(7, 8)) for number in range(4)]
+any_path = st.sampled_from(PATHS + RELAYS + HELPERS)
 Event = Callable[[Bench], object]
 
 
@@ -482,14 +484,19 @@ def _late(bench: Bench, seconds: float) -> None:
 
 
 def _pong(bench: Bench, where: Path, heard: int) -> None:
-    pending = [txid for entry in bench.agent._probes.values() for txid in entry.pending] or [bytes(12)]
+    pending = [txid for entry in bench.agent.table.probes.values() for txid in entry.pending] or [bytes(12)]
     bench.agent.handle_disco(Pong(pending[-1], where.remote, heard), where, now=bench.now)
 
 
 events: st.SearchStrategy[Event] = st.one_of(
     st.builds(lambda paths: lambda bench: bench.offer(*paths), st.lists(st.sampled_from(PATHS), max_size=60)),
     st.builds(
-        lambda relay: lambda bench: bench.agent.handle_relay(relay, now=bench.now), st.sampled_from([None, *RELAYS])
+        lambda relays: lambda bench: bench.agent.handle_relays(relays, now=bench.now),
+        st.lists(st.sampled_from(RELAYS), max_size=3, unique=True),
+    ),
+    st.builds(
+        lambda helpers: lambda bench: bench.agent.handle_helpers(helpers, now=bench.now),
+        st.lists(st.sampled_from(HELPERS), max_size=4, unique=True),
     ),
     st.builds(
         lambda where, rtt: lambda bench: _answers(bench, where, rtt), any_path, st.sampled_from([None, 0.01, 0.5, 4])
@@ -525,9 +532,9 @@ def test_the_agent_survives_everything_within_its_caps_and_goes_quiet(sequence: 
         event(bench)
         bench.drain()
         agent = bench.agent
-        assert len(agent._probes) <= MAX_CANDIDATES + path.MAX_OTHERS + 2
-        assert all(len(entry.pending) <= probe.MAX_PENDING for entry in agent._probes.values())
-        assert all(len(entry.outcomes) <= probe.HISTORY for entry in agent._probes.values())
+        assert len(agent.table.probes) <= MOST_PATHS
+        assert all(len(entry.pending) <= probe.MAX_PENDING for entry in agent.table.probes.values())
+        assert all(len(entry.outcomes) <= probe.HISTORY for entry in agent.table.probes.values())
         changes = [event for event in bench.events if isinstance(event, PrimaryChanged)]
         assert (agent.primary, agent.secondary) == (
             (changes[-1].primary, changes[-1].secondary) if changes else (None, None)

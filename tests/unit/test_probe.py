@@ -9,9 +9,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from meshvpn.proto import pace, probe, punch
-from meshvpn.proto.choice import best_direct, choose, is_surely_better
+from meshvpn.proto.choice import choose, is_surely_better, second_way
 from meshvpn.proto.hearing import DEAF_AFTER, MIN_UNHEARD, Hearing
-from meshvpn.proto.pace import Pace
+from meshvpn.proto.pace import Pace, Role
 from meshvpn.proto.probe import Probe
 from meshvpn.proto.punch import Punch
 from meshvpn.proto.transport import Address, Path
@@ -155,15 +155,15 @@ def test_a_doubtful_direct_path_yields_to_another_direct_one_and_not_to_the_rela
     assert choose([doubtful, relay], doubtful, 11.0) is relay
 
 
-def test_a_relay_in_doubt_is_kept_until_it_is_dead_and_doubled_by_the_best_direct_path() -> None:
+def test_a_relay_in_doubt_is_kept_until_it_is_dead_and_doubled_by_the_second_way_path() -> None:
     doubtful, slow, fast = measured(RELAY, rtt=0.16), measured(OUTSIDE, rtt=0.3), measured(ELSEWHERE)
     slow.held_until = fast.held_until = 50.0
     doubtful.doubt(10.0)
     assert choose([doubtful, slow, fast], doubtful, 10.0) is doubtful
-    assert best_direct([doubtful, slow, fast], 10.0) == ELSEWHERE
+    assert second_way([doubtful, slow, fast], doubtful, 10.0) is fast
     fast.doubt(10.0)
-    assert best_direct([doubtful, slow, fast], 10.0) == OUTSIDE
-    assert best_direct([doubtful, fast], 10.0) is None
+    assert second_way([doubtful, slow, fast], doubtful, 10.0) is slow
+    assert second_way([doubtful, fast], doubtful, 10.0) is None
     doubtful.give_up(11.0)
     assert choose([doubtful, slow], doubtful, 11.0) is slow
 
@@ -216,18 +216,18 @@ def test_the_choice_comes_to_rest() -> None:
 def test_each_kind_of_path_is_pinged_at_its_pace() -> None:
     rhythm, tried = Pace(), measured(OUTSIDE)
     tried.sent_at, tried.unanswered_since, tried.spread = 10.0, None, 0.5
-    assert rhythm.ping_at(tried, is_primary=True, is_relay=False) == pytest.approx(10.0 + 25.0 * 0.95)
-    assert rhythm.ping_at(tried, is_primary=False, is_relay=True) is None
+    assert rhythm.ping_at(tried, Role.PRIMARY) == pytest.approx(10.0 + 25.0 * 0.95)
+    assert rhythm.ping_at(tried, Role.RELAY) is None
     tried.asked_at = 15.0
-    assert rhythm.ping_at(tried, is_primary=True, is_relay=False) == pytest.approx(15.0 + 25.0 * 0.95)
+    assert rhythm.ping_at(tried, Role.PRIMARY) == pytest.approx(15.0 + 25.0 * 0.95)
     rhythm.note_payload(12.0)
-    assert rhythm.ping_at(tried, is_primary=True, is_relay=False) == 10.0 + pace.ACTIVE_INTERVAL
-    assert rhythm.ping_at(tried, is_primary=False, is_relay=False) == 10.0 + pace.BACKUP_INTERVAL
-    assert rhythm.ping_at(Probe(OTHER), is_primary=False, is_relay=False) is None
+    assert rhythm.ping_at(tried, Role.PRIMARY) == 10.0 + pace.ACTIVE_INTERVAL
+    assert rhythm.ping_at(tried, Role.OTHER) == 10.0 + pace.BACKUP_INTERVAL
+    assert rhythm.ping_at(Probe(OTHER), Role.OTHER) is None
     tried.hold = 30.0
-    assert rhythm.ping_at(tried, is_primary=False, is_relay=False) == 10.0 + pace.HELD_INTERVAL
+    assert rhythm.ping_at(tried, Role.OTHER) == 10.0 + pace.HELD_INTERVAL
     rhythm.note_loss(12.0)
-    assert rhythm.ping_at(tried, is_primary=True, is_relay=False) == 10.0 + pace.SCRUTINY_INTERVAL
+    assert rhythm.ping_at(tried, Role.PRIMARY) == 10.0 + pace.SCRUTINY_INTERVAL
 
 
 def test_scrutiny_needs_payload_and_has_pauses() -> None:
@@ -249,7 +249,7 @@ def test_an_unproven_primary_is_asked_less_and_less_often() -> None:
     rhythm, tried, waits = Pace(), Probe(RELAY), []
     for number in range(8):
         tried.note_ping(bytes([number]), 0.0)
-        waits.append(rhythm.ping_at(tried, is_primary=True, is_relay=True))
+        waits.append(rhythm.ping_at(tried, Role.PRIMARY))
     assert waits == [2.0, 4.0, 8.0, 16.0, 25.0, 25.0, 25.0, 25.0]
 
 

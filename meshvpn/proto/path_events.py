@@ -1,0 +1,49 @@
+"""What a PathAgent tells: changes of the primary, what it wants done, and how good the primary is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .transport import Path
+
+
+@dataclass(frozen=True, slots=True)
+class PrimaryChanged:
+    """Send there from now on, and to `secondary` too while it is not known whether the primary works."""
+
+    primary: Path | None
+    secondary: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class OfferWanted:
+    """The peer should hear our candidates (again)."""
+
+
+@dataclass(frozen=True, slots=True)
+class MappingDoubted:
+    """Nothing comes back on the primary: our NAT may have forgotten us, the relay must hear where we are now."""
+
+
+@dataclass(frozen=True, slots=True)
+class PingAnswered:
+    """The user's ping came back."""
+
+    token: int
+    rtt: float
+    path: Path
+
+
+PathEvent = PrimaryChanged | OfferWanted | MappingDoubted | PingAnswered
+
+
+@dataclass(frozen=True, slots=True)
+class PathQuality:
+    """What is known of the primary. Seconds, the share lost one way, E-model R and MOS; None before the first pong."""
+
+    path: Path
+    rtt: float | None
+    jitter: float | None
+    loss: float
+    r_factor: float | None
+    mos: float | None
