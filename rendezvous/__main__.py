@@ -38,6 +38,8 @@ DEFAULT_PORT = 7770
 DEFAULT_DATA = Path("/var/lib/meshvpn-rendezvous")
 REFUSED, USAGE, INTERRUPTED = 1, 2, 130
 """Exit statuses."""
+STREAM_FILES = 3
+"""File descriptors of one relay stream by WebSocket."""
 SPARE_FILES = 256
 """File descriptors for sockets, storage, and connections that are no control connections (yet)."""
 
@@ -196,12 +198,15 @@ def _tls(options: Options) -> tuple[ssl.SSLContext | None, str]:
 
 def _limits() -> Limits:
     """The limits, with as many connections as there may be file descriptors: most systems give a program 1,024."""
-    wanted = Limits().connections + SPARE_FILES
+    limits = Limits()
+    wanted = limits.connections + STREAM_FILES * limits.streams + SPARE_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     possible = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < possible:
         resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
-    return replace(Limits(), connections=max(1, possible - SPARE_FILES))
+    # A quarter of them for streams where there are few.
+    streams = min(limits.streams, (possible - SPARE_FILES) // (4 * STREAM_FILES))
+    return replace(limits, connections=max(1, possible - SPARE_FILES - STREAM_FILES * streams), streams=max(0, streams))
 
 
 def _lock(data: Path) -> int:

@@ -41,6 +41,13 @@ class Limits:
     create_rate: float = 0.02
     create_burst: float = 20.0
     """Networks created by one source address."""
+    streams: int = 2_000
+    """Relay streams by WebSocket in total; three file descriptors and about 100 kB each."""
+    streams_per_source: int = 32
+    stream_rate: float = 5_000.0
+    stream_burst: float = 1_000.0
+    """Messages of one stream: 100 calls. What comes faster is read later. One costs about 25 µs, during which nothing
+    else is served."""
     stun_rate: float = 50.0
     stun_burst: float = 200.0
     """STUN requests of one source address."""

@@ -31,11 +31,11 @@ class Metrics:
         """Show a number that only grows."""
         self._registry.register(_Watched(lambda: [CounterMetricFamily(name, what, value=read())]))
 
-    def watch_drops(self, read: Callable[[], Mapping[DropReason, int]]) -> None:
+    def watch_drops(self, name: str, what: str, read: Callable[[], Mapping[DropReason, int]]) -> None:
         """Show drops by their reason."""
 
         def collect() -> list[Metric]:
-            family = CounterMetricFamily("meshvpn_udp_drops", "Datagrams not served", labels=["reason"])
+            family = CounterMetricFamily(name, what, labels=["reason"])
             for reason, count in read().items():
                 family.add_metric([reason.value], count)
             return [family]

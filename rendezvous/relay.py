@@ -20,7 +20,7 @@ from meshvpn.proto.control import RELAY_BINDING_LIFETIME, RelayGrant
 from meshvpn.proto.drops import DropReason
 from meshvpn.proto.errors import MalformedMessage
 from meshvpn.proto.stun import MessageType
-from meshvpn.proto.transport import RELAY_HEADER, RELAY_WORD, Address
+from meshvpn.proto.transport import RELAY_HEADER, Address, is_frame
 
 from .limits import Limits
 from .sources import source_key
@@ -95,7 +95,12 @@ class Relay:
             pass
         self._seats[number] = _Seat(uid, identity, self._entropy(32))
         numbers = self._members.setdefault((uid, identity), [])
+        bound = [self._seats[other] for other in numbers if self._seats[other].address is not None]
         numbers.append(number)
+        if bound:
+            # Others hear of the new id before the member binds it: until then they reach it where it is known.
+            earlier = max(bound, key=lambda seat: seat.bound_at)
+            self._bind(number, self._seats[number], earlier.address, earlier.socket, earlier.bound_at)
         if len(numbers) > MAX_SEATS_PER_MEMBER:
             self._remove(numbers[0])
         return RelayGrant(number, self._seats[number].key)
@@ -104,6 +109,11 @@ class Relay:
         """The control connection is gone; the binding stays for its lifetime."""
         if (seat := self._seats.get(number)) is not None:
             seat.released_at = now
+
+    def unbind(self, number: int, address: Address) -> None:
+        """Nothing can be sent to this address any more; a seat that has another one by now keeps it."""
+        if (seat := self._seats.get(number)) is not None and seat.address == address:
+            self._move(number, seat, -1, None)
 
     def evict(self, uid: bytes, identity: bytes) -> None:
         """Nothing is relayed for this member from now on, not even for a connection that is gone already."""
@@ -125,12 +135,14 @@ class Relay:
         moves, self._moves = self._moves, []
         return moves
 
-    def handle_datagram(self, data: bytes, source: Address, socket: int, *, now: float) -> Forward | None:
-        """A datagram; what to send in consequence, if anything."""
-        if len(data) >= RELAY_HEADER.size and data[0] == RELAY_WORD and data[1:4] == b"\0\0\0":
+    def handle_datagram(
+        self, data: bytes, source: Address, socket: int, *, now: float, client: str | None = None
+    ) -> Forward | None:
+        """A datagram; what to send in consequence, if anything. STUN is limited by `client`, if not by the source."""
+        if is_frame(data):
             outcome = self._forward(data, source, now)
         elif stun.is_stun(data):
-            outcome = self._answer(data, source, socket, now)
+            outcome = self._answer(data, source, socket, now, client or source_key(source.host))
         else:
             outcome = DropReason.UNKNOWN_TYPE
         if isinstance(outcome, DropReason):
@@ -151,8 +163,8 @@ class Relay:
         self.forwarded_bytes += len(data)
         return Forward(receiver.socket, receiver.address, data)
 
-    def _answer(self, data: bytes, source: Address, socket: int, now: float) -> Forward | DropReason:
-        if not self._stun_limit.take(source_key(source.host), now=now):
+    def _answer(self, data: bytes, source: Address, socket: int, now: float, client: str) -> Forward | DropReason:
+        if not self._stun_limit.take(client, now=now):
             return DropReason.FLOOD
         try:
             message = stun.parse(data)
@@ -185,7 +197,7 @@ class Relay:
         seat.counter = parsed[1]
         return parsed[0], seat
 
-    def _bind(self, number: int, seat: _Seat, source: Address, socket: int, now: float) -> None:
+    def _bind(self, number: int, seat: _Seat, source: Address | None, socket: int, now: float) -> None:
         seat.bound_at = now
         if (seat.address, seat.socket) != (source, socket):
             self._move(number, seat, socket, source)

@@ -8,7 +8,6 @@ import secrets
 import socket
 import ssl
 import time
-from collections import Counter
 from collections.abc import Sequence
 
 import prometheus_client
@@ -23,8 +22,9 @@ from .limits import Limits
 from .metrics import Metrics
 from .relay import Relay
 from .service import Service
-from .sources import Network, client_host, source_key
+from .sources import Network, Places, client_host, source_key
 from .store import Store, StoreError
+from .streams import Streams
 from .udp import DatagramShell
 
 HEARTBEAT = 20.0
@@ -53,8 +53,10 @@ class Server:
         self._relay = Relay(limits, entropy=secrets.token_bytes)
         self._datagrams = DatagramShell(self._relay, udp, limits, clock=time.monotonic)
         self._service = Service(store, self._relay, limits, self._metrics, clock=time.monotonic, wall=time.time)
+        self._streams = Streams(self._datagrams, limits, clock=time.monotonic)
         self._connections: set[Connection] = set()
-        self._sources: Counter[str] = Counter()
+        self._control_places = Places(limits.connections, limits.connections_per_source)
+        self._stream_places = Places(limits.streams, limits.streams_per_source)
         self._runner: web.AppRunner | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._watch()
@@ -65,6 +67,7 @@ class Server:
         application.add_routes(
             [
                 web.get("/v1/control", self._handle_control),
+                web.get("/v1/relay", self._handle_relay),
                 web.get("/healthz", self._handle_health),
                 web.get("/metrics", self._handle_metrics),
             ]
@@ -113,19 +116,15 @@ class Server:
         )
 
     async def _handle_control(self, request: web.Request) -> web.StreamResponse:
-        forwarded = request.headers.getall("X-Forwarded-For", [])
-        host = client_host(request.remote or "0.0.0.0", forwarded, self._trusted_proxies)
+        host = self._host(request)
         source = source_key(host)
-        is_full = len(self._connections) >= self._limits.connections
-        if is_full or self._sources[source] >= self._limits.connections_per_source:
-            self._metrics.refusals.labels("connections").inc()
-            return web.Response(status=503, text="too many connections\n")
+        if not self._control_places.take(source):
+            return self._refuse("connections")
         websocket = web.WebSocketResponse(
             heartbeat=HEARTBEAT, max_msg_size=control.MAX_MESSAGE, timeout=CLOSE_TIMEOUT, compress=False
         )
         connection = Connection(source, secrets.token_bytes(32), self._limits, now=time.monotonic())
         self._connections.add(connection)
-        self._sources[source] += 1
         try:
             await websocket.prepare(request)
             connection.send(control.encode(self._welcome(connection, host)))
@@ -139,6 +138,23 @@ class Server:
         finally:
             self._forget(connection)
         return websocket
+
+    async def _handle_relay(self, request: web.Request) -> web.StreamResponse:
+        source = source_key(self._host(request))
+        if not self._stream_places.take(source):
+            return self._refuse("streams")
+        try:
+            return await self._streams.serve(request, source)
+        finally:
+            self._stream_places.leave(source)
+
+    def _host(self, request: web.Request) -> str:
+        forwarded = request.headers.getall("X-Forwarded-For", [])
+        return client_host(request.remote or "0.0.0.0", forwarded, self._trusted_proxies)
+
+    def _refuse(self, what: str) -> web.Response:
+        self._metrics.refusals.labels(what).inc()
+        return web.Response(status=503, text=f"too many {what}\n")
 
     async def _handle_message(self, connection: Connection, data: bytes) -> None:
         await self._service.handle_message(connection, data)
@@ -156,29 +172,35 @@ class Server:
 
     def _forget(self, connection: Connection) -> None:
         self._connections.discard(connection)
-        self._sources[connection.source] -= 1
-        if not self._sources[connection.source]:
-            del self._sources[connection.source]
+        self._control_places.leave(connection.source)
         self._service.handle_closed(connection)
 
     async def _say_goodbye(self, _application: web.Application) -> None:
         for connection in self._connections:
             connection.send(RESTARTING)
             connection.close()
+        self._streams.close()
 
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_INTERVAL)
-            self._relay.handle_timeout(now=time.monotonic())
+            now = time.monotonic()
+            self._relay.handle_timeout(now=now)
             self._datagrams.follow()
+            self._streams.handle_timeout(now=now)
 
     def _watch(self) -> None:
         watch, relay = self._metrics.watch_count, self._relay
         watch("meshvpn_relay_packets", "Packets relayed", lambda: self._datagrams.forwarded[0])
         watch("meshvpn_relay_bytes", "Bytes relayed", lambda: self._datagrams.forwarded[1])
         watch("meshvpn_stun_answers", "STUN answers", lambda: relay.stun_answers)
-        self._metrics.watch_drops(lambda: self._datagrams.drops)
+        watch("meshvpn_stream_packets_received", "Packets that came by streams", lambda: self._streams.received)
+        watch("meshvpn_stream_packets_sent", "Packets that left by streams", lambda: self._streams.sent)
+        drops = self._metrics.watch_drops
+        drops("meshvpn_udp_drops", "Datagrams not served", lambda: self._datagrams.drops)
+        drops("meshvpn_stream_drops", "Datagrams not sent by streams", lambda: self._streams.drops)
         level = self._metrics.watch_level
         level("meshvpn_connections", "Control connections", lambda: len(self._connections))
+        level("meshvpn_streams", "Relay streams by WebSocket", lambda: len(self._streams))
         level("meshvpn_members_online", "Members attached", lambda: len(self._service.presence))
         level("meshvpn_relay_seats", "Relay ids given out", lambda: len(relay))

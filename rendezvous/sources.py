@@ -2,10 +2,39 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 Network = IPv4Network | IPv6Network
+
+
+class Places:
+    """How many there may be at a time: in total, and of one source."""
+
+    def __init__(self, total: int, per_source: int) -> None:
+        self._total = total
+        self._per_source = per_source
+        self._taken: Counter[str] = Counter()
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def take(self, source: str) -> bool:
+        """One more; False if there is no place."""
+        if self._count >= self._total or self._taken[source] >= self._per_source:
+            return False
+        self._taken[source] += 1
+        self._count += 1
+        return True
+
+    def leave(self, source: str) -> None:
+        """One less."""
+        self._count -= 1
+        self._taken[source] -= 1
+        if not self._taken[source]:
+            del self._taken[source]
 
 
 def source_key(host: str) -> str:

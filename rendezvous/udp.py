@@ -8,12 +8,13 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from meshvpn.datagram_stream import loopback_socket
 from meshvpn.proto.drops import DropReason
 from meshvpn.proto.transport import Address
 from tun.relay import RelayPump
 
 from .limits import Limits
-from .relay import Forward, Relay
+from .relay import Forward, Relay, SeatMoved
 
 log = logging.getLogger(__name__)
 
@@ -24,20 +25,25 @@ RECEIVE_BUFFER = 4 << 20
 
 
 class DatagramShell:
-    """The server's UDP sockets, bound already; their numbers are their places in the list."""
+    """The server's UDP sockets, bound already; their numbers are their places in the list.
+
+    The last, on the loopback interface, is where the relay's streams (streams.py) have their frames forwarded.
+    """
 
     def __init__(
         self, relay: Relay, sockets: Sequence[socket.socket], limits: Limits, *, clock: Callable[[], float]
     ) -> None:
+        self.on_move: Callable[[SeatMoved], None] = lambda _move: None
         self._relay = relay
-        self._sockets = sockets
+        self.loopback_number = len(sockets)
+        self._sockets = [*sockets, loopback_socket()]
         self._clock = clock
         self._drops: Counter[DropReason] = Counter()
-        for sock in sockets:
+        for sock in self._sockets:
             sock.setblocking(False)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
         self._pump = RelayPump(
-            [sock.fileno() for sock in sockets],
+            [sock.fileno() for sock in self._sockets],
             byte_rate=limits.relay_bytes_rate,
             byte_burst=limits.relay_bytes_burst,
         )
@@ -52,6 +58,12 @@ class DatagramShell:
         """What was not served, by the relay, the pump or here."""
         pumped = Counter({DropReason(name): count for name, count in self._pump.drops().items()})
         return self._relay.drops + self._drops + pumped
+
+    @property
+    def loopback(self) -> tuple[str, int]:
+        """Where frames that came by a stream are sent to, each stream's from an address of its own."""
+        host, port = self._sockets[self.loopback_number].getsockname()
+        return host, port
 
     def start(self) -> None:
         """Serve from now on."""
@@ -69,11 +81,25 @@ class DatagramShell:
         """Answer what the pump left to Python, at most a batch; the loop comes back for the rest."""
         now = self._clock()
         for item in self._pump.take_datagrams(DATAGRAM_BATCH):
+            if item.socket == self.loopback_number:
+                self._drops[DropReason.DISALLOWED_SOURCE] += 1  # no stream sends there what is no frame
+                continue
             source = Address(item.host, item.port)
             if (forward := self._relay.handle_datagram(item.data, source, item.socket, now=now)) is not None:
                 # Before the answer: who has it may send at once.
                 self.follow()
                 self._send(forward)
+
+    def answer(self, data: bytes, source: Address, client: str) -> bytes | None:
+        """What a stream whose loopback address is `source` says to the relay itself, and the answer for it."""
+        forward = self._relay.handle_datagram(data, source, self.loopback_number, now=self._clock(), client=client)
+        self.follow()
+        return None if forward is None else forward.data
+
+    def unbind(self, seat: int, source: Address) -> None:
+        """The stream with this loopback address is gone."""
+        self._relay.unbind(seat, source)
+        self.follow()
 
     def follow(self) -> None:
         """Tell the pump which seats moved; to be called whenever the relay was told something."""
@@ -83,6 +109,7 @@ class DatagramShell:
             else:
                 host, port = move.address.host, move.address.port
                 self._pump.bind(move.number, move.uid, move.socket, host, port, account=move.account)
+            self.on_move(move)
 
     def _send(self, forward: Forward) -> None:
         try:

@@ -36,6 +36,6 @@ class DropReason(Enum):
     MALFORMED = "malformed"  # does not parse
     NOT_FOR_US = "not_for_us"  # addressed to somebody else
     BAD_SIGNATURE = "bad_signature"  # the signature does not verify
-    STALE = "stale"  # older than what is known
+    STALE = "stale"  # older than what is known, or later than a call has use for
     UNEXPECTED = "unexpected"  # an answer that nobody asked for
     OVER_LIMIT = "over_limit"  # a cap is reached

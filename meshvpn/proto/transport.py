@@ -10,6 +10,12 @@ RELAY_WORD = 5
 
 RELAY_HEADER = struct.Struct("<III")
 """Relay frame: word 5 ‖ source id ‖ destination id, then the sealed packet unchanged. 12 bytes, little-endian."""
+_FRAME_START = RELAY_WORD.to_bytes(4, "little")
+
+
+def is_frame(data: bytes) -> bool:
+    """True for a relay frame, whatever is in it."""
+    return len(data) >= RELAY_HEADER.size and data[:4] == _FRAME_START
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -67,6 +67,44 @@ class Client:
         return await self.ask(network.attach(member, nonce=self.welcome.nonce), Attached)
 
 
+class Stream:
+    """A member's end of the relay by WebSocket."""
+
+    def __init__(self, websocket: aiohttp.ClientWebSocketResponse) -> None:
+        self.websocket = websocket
+
+    async def send(self, data: bytes) -> None:
+        await self.websocket.send_bytes(data)
+
+    async def receive(self) -> bytes:
+        async with asyncio.timeout(PATIENCE):
+            return await self.websocket.receive_bytes()
+
+    async def ask(self, request: bytes) -> stun.Message:
+        await self.send(request)
+        return stun.parse(await self.receive())
+
+    async def bind(self, grant: RelayGrant, counter: int = 1) -> None:
+        """Bind this stream to a relay seat."""
+        answer = await self.ask(binding(grant, counter))
+        assert answer.type == stun.MessageType.SUCCESS
+        assert answer.is_authentic(grant.key)
+
+    async def closed(self) -> tuple[int, str]:
+        """How the server closes, after what it still has to say."""
+        async with asyncio.timeout(PATIENCE):
+            while (message := await self.websocket.receive()).type is aiohttp.WSMsgType.BINARY:
+                pass
+        assert message.type is aiohttp.WSMsgType.CLOSE, message
+        return message.data, str(message.extra)
+
+
+def binding(grant: RelayGrant, counter: int) -> bytes:
+    """The request that binds a seat to where it comes from."""
+    username = stun.relay_username(grant.id, counter)
+    return stun.binding_request(b"t" * 12, username=username, key=grant.key)
+
+
 class Clients:
     """Makes clients of one server."""
 
@@ -74,11 +112,19 @@ class Clients:
         self.session = session
         self.url = url
         self.context = context
-        self._made: list[Client] = []
+        self._made: list[Client | Stream] = []
 
     async def close(self) -> None:
         for client in self._made:
             await client.websocket.close()
+
+    async def stream(self) -> Stream:
+        """A relay stream that is bound to no seat."""
+        async with asyncio.timeout(PATIENCE):
+            websocket = await self.session.ws_connect(f"{self.url}/v1/relay", ssl=self.context or True)
+        stream = Stream(websocket)
+        self._made.append(stream)
+        return stream
 
     async def connect(self, **headers: str) -> Client:
         async with asyncio.timeout(PATIENCE):
@@ -87,8 +133,9 @@ class Clients:
             )
             welcome = control.decode_response(await websocket.receive_bytes())
         assert isinstance(welcome, Welcome)
-        self._made.append(Client(websocket, welcome))
-        return self._made[-1]
+        client = Client(websocket, welcome)
+        self._made.append(client)
+        return client
 
     async def get(self, path: str) -> tuple[int, str]:
         async with asyncio.timeout(PATIENCE), self.session.get(self.url + path, ssl=self.context or True) as answer:
@@ -179,8 +226,7 @@ class Datagrams:
 
     async def bind(self, grant: RelayGrant, server: tuple[str, int], counter: int = 1) -> None:
         """Bind this socket to a relay seat."""
-        username = stun.relay_username(grant.id, counter)
-        answer = stun.parse(await self.ask(stun.binding_request(b"t" * 12, username=username, key=grant.key), server))
+        answer = stun.parse(await self.ask(binding(grant, counter), server))
         assert answer.type == stun.MessageType.SUCCESS
         assert answer.is_authentic(grant.key)
 

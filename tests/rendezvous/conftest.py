@@ -10,7 +10,7 @@ import uvloop
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    if item.path.name == "test_server.py":
+    if item.path.name in ("test_server.py", "test_streams.py"):
         return {"asyncio": debugged_loop, "uvloop": uvloop.new_event_loop}
     return {"asyncio": asyncio.new_event_loop}
 

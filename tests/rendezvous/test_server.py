@@ -387,7 +387,9 @@ async def test_a_flood_is_served_in_batches_with_everybody_else_in_between() -> 
 
 async def test_what_the_system_refuses_to_send_is_counted() -> None:
     class Broadcasting(Relay):
-        def handle_datagram(self, data: bytes, source: Address, socket: int, *, now: float) -> Forward | None:
+        def handle_datagram(
+            self, data: bytes, source: Address, socket: int, *, now: float, client: str | None = None
+        ) -> Forward | None:
             return Forward(socket, Address("255.255.255.255", 9), data)
 
     server, client = bound(socket.SOCK_DGRAM), bound(socket.SOCK_DGRAM)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rendezvous.sources import client_host, source_key
+from rendezvous.sources import Places, client_host, source_key
 
 PROXIES = [ip_network("127.0.0.1"), ip_network("10.0.0.0/8"), ip_network("fd00::/8")]
 
@@ -51,3 +51,10 @@ def test_whatever_the_header_says_an_address_comes_out(headers: list[str], peer:
     assert source_key(client_host(str(peer), headers, PROXIES))
     untrusted = client_host("192.0.2.1", headers, PROXIES)
     assert untrusted == "192.0.2.1"
+
+
+def test_places_are_limited_in_total_and_for_each_source() -> None:
+    places = Places(3, 2)
+    assert [places.take(source) for source in "aaabc"] == [True, True, False, True, False]
+    places.leave("a")
+    assert [len(places), places.take("c"), places.take("a")] == [2, True, False]
