@@ -14,6 +14,7 @@ import msgspec
 from .codec import decode
 from .drops import DropReason
 from .errors import MalformedMessage
+from .nat import NatMapping
 from .transport import Address
 
 MAX_CANDIDATES = 32
@@ -56,6 +57,8 @@ class Offer(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     sequence: int
     disco_key: bytes
     candidates: list[Candidate]
+    nat: NatMapping = NatMapping()
+    """How the member's NAT maps; last, as older versions end before it."""
 
     def encode(self) -> bytes:
         """For sealing."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from ipaddress import ip_address
 
 from . import stun
@@ -17,6 +16,7 @@ from .candidate import MAX_CANDIDATES, Candidate, CandidateKind
 from .control import RELAY_BINDING_LIFETIME, RelayGrant
 from .drops import DropReason
 from .errors import MalformedMessage
+from .nat import Mapping4787, NatMapping, classify, describe
 from .transport import Address, Path, Transmit
 
 RETRIES = (0.1, 0.2, 0.4, 0.8)
@@ -34,20 +34,13 @@ MAX_HOSTS = 20
 """Own addresses that are offered: a machine full of bridges must leave room for what the servers see."""
 
 
-class Mapping4787(Enum):
-    """How the NAT maps (RFC 4787 §4.1)."""
-
-    UNKNOWN = "unknown"
-    INDEPENDENT = "endpoint-independent"
-    DEPENDENT = "address-dependent"
-
-
 @dataclass(frozen=True, slots=True)
 class CandidatesChanged:
-    """Our addresses changed."""
+    """Our addresses changed, or what we know of how the NAT maps them."""
 
     candidates: tuple[Candidate, ...]
     mapping: Mapping4787
+    nat: NatMapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +94,14 @@ class Gatherer:
         self._attempt = 0
         self._retry_at: float | None = None
         self._refresh_at: float | None = None
-        self._reported: tuple[Candidate, ...] = ()
+        self._reported: CandidatesChanged | None = None
         self._transmits: list[Transmit] = []
         self._events: list[GatherEvent] = []
+
+    @property
+    def is_complete(self) -> bool:
+        """Has every server answered that can be asked?"""
+        return bool(self._mapped) and not self._waiting
 
     def handle_servers(self, addresses: Sequence[Address], *, now: float) -> None:
         """The rendezvous' UDP addresses, for each host its first port first."""
@@ -246,14 +244,20 @@ class Gatherer:
             self._bound_at = now
 
     def _classify(self) -> None:
-        by_family: dict[bool, set[Address]] = {}
-        for server, mapped in self._mapped.items():
-            by_family.setdefault(server.is_ipv6, set()).add(mapped.address)
-        asked_twice = len(self._mapped) > len(by_family)
-        if any(len(mapped) > 1 for mapped in by_family.values()):
-            self.mapping = Mapping4787.DEPENDENT
-        elif asked_twice:
+        found = [classify(self._seen(is_ipv6=is_ipv6)) for is_ipv6 in (False, True)]
+        dependent = next((mapping for mapping in found if mapping.is_dependent), None)
+        if dependent is not None:
+            self.mapping = dependent
+        elif Mapping4787.INDEPENDENT in found:
             self.mapping = Mapping4787.INDEPENDENT
+
+    def _seen(self, *, is_ipv6: bool) -> list[tuple[Address, Address]]:
+        """Servers and what they saw, in the order in which they are asked."""
+        return [
+            (server, self._mapped[server].address)
+            for server in self._servers
+            if server.is_ipv6 == is_ipv6 and server in self._mapped
+        ]
 
     def _report(self) -> None:
         found = [
@@ -266,14 +270,15 @@ class Gatherer:
         for mapped in seen:
             if mapped not in hosts:
                 found.append(Candidate(CandidateKind.SERVER_REFLEXIVE, mapped.host, mapped.port))
-        if self.mapping is Mapping4787.DEPENDENT:
+        if self.mapping.is_dependent:
             # A static forward of our own port may exist although the NAT maps each destination differently.
             ports = {mapped.host: self._ports.get(_socket(mapped)) for mapped in seen}
             found += [Candidate(CandidateKind.CONFIGURED, host, port) for host, port in ports.items() if port]
         candidates = tuple(sorted(dict.fromkeys(found))[:MAX_CANDIDATES])
-        if candidates != self._reported:
-            self._reported = candidates
-            self._events.append(CandidatesChanged(candidates, self.mapping))
+        changed = CandidatesChanged(candidates, self.mapping, describe(self._seen(is_ipv6=False)))
+        if changed != self._reported:
+            self._reported = changed
+            self._events.append(changed)
 
 
 def _socket(server: Address) -> int:

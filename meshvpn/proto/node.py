@@ -152,6 +152,7 @@ class Node:
     def handle_network_change(self, *, now: float, wall_ns: int) -> None:
         """Addresses or routes changed, or the machine slept."""
         self._gatherer.handle_network_change(now=now)
+        self._peering.offers.hold(now=now)
         self._peering.handle_network_change(now=now)
         self.session.handle_retry(now=now)
         self._settle(now, wall_ns)
@@ -327,7 +328,7 @@ class Node:
         self._count(self.roster.handle_charter(answer.charter, answer.members, wall=_seconds(wall_ns)))
         self._settle_roster(now, wall_ns)
         ports = dict.fromkeys((welcome.udp_port, welcome.udp_port2))
-        self._peering.offers.hold(now=now)
+        self._peering.offers.handle_attached(now=now)
         self._gatherer.handle_servers([Address(host, port) for host in self._udp_hosts for port in ports], now=now)
         self._relay_id = answer.relay.id
         self._gatherer.handle_relay_grant(answer.relay, now=now)
@@ -374,14 +375,15 @@ class Node:
     def _settle_gatherer(self, now: float) -> None:
         for event in self._gatherer.take_events():
             match event:
-                case CandidatesChanged(candidates=candidates):
-                    self._peering.handle_candidates(tuple(candidates), now=now)
+                case CandidatesChanged(candidates=candidates, nat=nat):
+                    self._peering.handle_candidates(candidates, nat, now=now)
                 case RelayBound(server=server, socket=socket):
                     # The new id counts only now: what came from it before would have been refused.
                     self._peering.handle_relay((server, socket, self._relay_id), now=now)
-                    self._peering.offers.release(now=now)
                 case RelayUnbound():
                     self._peering.handle_relay(None, now=now)
+        if self._gatherer.is_complete:
+            self._peering.offers.release(now=now)
 
     def _count(self, reason: DropReason | None) -> None:
         if reason is not None:

@@ -17,6 +17,7 @@ from .control import Signal, Signalled
 from .drops import DropReason
 from .errors import MalformedMessage
 from .keys import Identity, ula_prefix
+from .nat import NatMapping
 from .peer import MeshPeer
 from .roster import Roster
 
@@ -24,7 +25,7 @@ OFFER_RATE = 15.0
 OFFER_BURST = 150
 """Offers a second, and at once: below what the rendezvous takes (20 and 200), which leaves room for requests."""
 HOLD = 0.3
-"""Seconds after attaching for which offers wait for the servers' view of our address: one offer then says it all."""
+"""Seconds for which offers wait for the servers' view of our address: one then says it all."""
 
 
 class Offers:
@@ -34,6 +35,7 @@ class Offers:
         self, identity: Identity, disco_public: bytes, roster: Roster, *, entropy: Callable[[int], bytes]
     ) -> None:
         self.candidates: tuple[Candidate, ...] = ()
+        self.nat = NatMapping()
         self._identity = identity
         self._disco_public = disco_public
         self._roster = roster
@@ -51,9 +53,13 @@ class Offers:
         """It is no peer any more."""
         self._wanted.pop(peer.member.identity, None)
 
-    def hold(self, *, now: float) -> None:
-        """We have just been attached: our candidates will be complete in a moment."""
+    def handle_attached(self, *, now: float) -> None:
+        """Who is there will be told anew; our candidates will be complete in a moment."""
         self._wanted.clear()
+        self.hold(now=now)
+
+    def hold(self, *, now: float) -> None:
+        """The servers are being asked where we are."""
         self._held_until = now + HOLD
 
     def release(self, *, now: float) -> None:
@@ -100,6 +106,7 @@ class Offers:
             sequence=peer.offers_sent,
             disco_key=self._disco_public,
             candidates=list(self.candidates),
+            nat=self.nat,
         )
         sealed = self._roster.seal_for_members(offer.encode(), self._entropy)
         return Signal(to=peer.member.identity, payload=sealed)

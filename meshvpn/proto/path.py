@@ -27,7 +27,7 @@ from .pace import HELPER_TRIES, Pace, Role
 from .path_events import MappingDoubted, OfferWanted, PathEvent, PathQuality, PingAnswered, PrimaryChanged
 from .path_table import PathTable
 from .probe import Probe
-from .punch import Punch
+from .punch import HOLD, OPENER_TTL, Punch, needs_opener
 from .replay import ReplayWindow
 from .score import mos
 from .transport import Path, Transmit
@@ -118,8 +118,11 @@ class PathAgent:
     def handle_offer(self, offer: Offer, candidates: Sequence[Candidate], *, now: float) -> None:
         """The peer's candidates, checked and filtered."""
         before = self.table.candidates()
+        unheard = {Path(0, entry.address) for entry in candidates if needs_opener(entry)} - self.table.probes.keys()
         self.table.set_candidates(candidates)
         wanted = self.table.candidates()
+        for path in unheard & wanted:
+            self.table.probes[path].opens_at = now + HOLD
         self._has_offer = True
         if wanted != before:
             self._note_change(now, is_doubtful=self.primary in before - wanted)
@@ -259,23 +262,23 @@ class PathAgent:
         self._settle(now)
 
     def _step(self, now: float) -> None:
-        """One step of a round: a ping on every direct path that did not answer since it began."""
+        """One step of a round: a ping on every direct path that did not answer since it began, or an opener."""
         is_last = self._punch.step(now)
         for probe in list(self.table.probes.values()):
             is_known = probe.is_candidate or probe.worked_at is not None
             is_answered = probe.verified_at is not None and probe.verified_at >= self._punch.started_at
             if probe.path.is_direct and is_known and not is_answered:
-                self._ping(probe, now)
+                self._ping(probe, now, ttl=OPENER_TTL if now < probe.opens_at else None)
         if is_last and not self.table.has_direct(now):
             fraction = int.from_bytes(self._entropy(4), "little") / 2**32
             self._punch.rest(now, is_active=now < self._pace.active_until, fraction=fraction)
 
-    def _ping(self, probe: Probe, now: float, token: int | None = None) -> None:
+    def _ping(self, probe: Probe, now: float, token: int | None = None, ttl: int | None = None) -> None:
         # Milliseconds, so that the sequence goes on where it was when this peer is removed and added again.
         self._sequence = max(self._sequence + 1, int(now * 1000))
         transaction_id = self._entropy(TRANSACTION_ID_BYTES)
         probe.note_ping(transaction_id, now, token)
-        self._send(probe.path, Ping(transaction_id, self._sequence))
+        self._send(probe.path, Ping(transaction_id, self._sequence), ttl)
 
     def _handle_pong(self, message: Pong, path: Path, now: float) -> DropReason | None:
         probe = self.table.get(path)
@@ -304,8 +307,8 @@ class PathAgent:
         if is_doubtful and primary is not None:
             primary.doubt(now)
 
-    def _send(self, path: Path, message: Ping | Pong) -> None:
-        self._transmits.append(Transmit(path, self.disco.seal(message, self._entropy)))
+    def _send(self, path: Path, message: Ping | Pong, ttl: int | None = None) -> None:
+        self._transmits.append(Transmit(path, self.disco.seal(message, self._entropy), ttl))
 
     # Choosing.
 

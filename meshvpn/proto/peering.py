@@ -25,6 +25,7 @@ from .events import NodeEvent, PeerChanged, PingFinished
 from .keys import member_relay_id
 from .member import Member
 from .membership import MemberKeys
+from .nat import NatMapping
 from .offers import Offers
 from .options import Options
 from .path import PathAgent
@@ -183,9 +184,9 @@ class Peering:
         for peer in self.peers.values():
             self._touch(peer).handle_server_lost(now=now)
 
-    def handle_candidates(self, candidates: tuple[Candidate, ...], *, now: float) -> None:
-        """Our own addresses changed."""
-        self.offers.candidates = candidates
+    def handle_candidates(self, candidates: tuple[Candidate, ...], nat: NatMapping, *, now: float) -> None:
+        """Our own addresses changed, or how our NAT maps them."""
+        self.offers.candidates, self.offers.nat = candidates, nat
         for peer in self.peers.values():
             self._touch(peer).handle_local_change(now=now)
 

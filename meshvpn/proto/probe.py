@@ -62,6 +62,8 @@ class Probe:
     is_candidate: bool = False
     is_rendezvous: bool = False
     """The relay in between is the rendezvous, not a member."""
+    opens_at: float = float("-inf")
+    """Until then pings are openers, which do not reach the peer (punch.py)."""
     rtt: float | None = None
     jitter: float = 0.0
     samples: int = 0

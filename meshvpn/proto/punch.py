@@ -1,15 +1,27 @@
 """When to ping the candidates that did not answer yet: rounds, fast at first, and pauses between rounds that fail.
 
-    start ──▶ steps at 0, 50, 150, 350, 750 ms, then each second ──▶ pause ──▶ start …
+    start ──▶ openers for HOLD seconds, to addresses behind NATs that were never tried before
+          ──▶ steps at 0, 50, 150, 300, … ms, then each second ──▶ pause ──▶ start …
 
-Each round does the same; further recipes (predicted ports, openers) are steps of a round like these.
+An opener is a ping with so few hops that it passes our own NATs and dies long before the peer's. A router that accepts
+what nobody asked for (a Linux masquerade without an INPUT rule that drops it) takes a ping that comes before our own
+first packet for a connection to itself: our packets then clash with it, leave from another port, and the hole is where
+the peer does not look. With openers both ends have their holes before the first ping arrives.
+
+Further recipes, for NATs that give each destination another port, are in guess.py.
 """
 
 from __future__ import annotations
 
-STEPS: tuple[float, ...] = (0.0, 0.05, 0.15, 0.35, 0.75, 1.75, 2.75, 3.75, 4.75)
+from .candidate import Candidate, CandidateKind
+
+OPENER_TTL = 4
+"""Hops: two NATs and two more; the peer's NAT is further away on any way through the internet."""
+HOLD = 0.3
+"""Seconds from the first opener to the first ping: the peer hears of us later than we of it by less than that."""
+STEPS: tuple[float, ...] = (0.0, 0.05, 0.15, 0.3, 0.4, 0.75, 1.75, 2.75, 3.75, 4.75)
 """Seconds from the start of a round to its pings: fast while both ends have just begun, then patient."""
-SHORT_STEPS = STEPS[:5]
+SHORT_STEPS = STEPS[:6]
 """For a round that repeats one which failed: both ends know each other's candidates already."""
 PAUSES = (2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 120.0, 300.0)
 """Seconds between rounds that found nothing direct (with 20 % jitter)."""
@@ -17,6 +29,12 @@ IDLE_PAUSE = 1800.0
 """Seconds instead of the last of them while there is no payload: what ends that wait are events, payload above all."""
 MIN_INTERVAL = 1.0
 """Seconds between two rounds that events start: whoever floods us with offers gains nothing."""
+
+
+def needs_opener(candidate: Candidate) -> bool:
+    """Is it an address outside of a NAT? A mapped port admits anybody, and a local address needs no hole."""
+    kinds = (CandidateKind.SERVER_REFLEXIVE, CandidateKind.CONFIGURED, CandidateKind.PEER_REFLEXIVE)
+    return candidate.kind in kinds and not candidate.address.is_ipv6
 
 
 class Punch:

@@ -54,7 +54,11 @@ class _Binding:
 
 
 class Nat:
-    """One NAT. `first_port` and up is where it takes ports from that it does not preserve."""
+    """One NAT. `first_port` and up is where it takes ports from that it does not preserve.
+
+    One that `accepts_input` (Linux without an INPUT rule that drops) takes what it does not translate for connections
+    to itself, and keeps them apart from those that it translates.
+    """
 
     def __init__(
         self,
@@ -63,6 +67,7 @@ class Nat:
         *,
         ports: Ports = Ports.PRESERVED,
         hairpin: bool = False,
+        accepts_input: bool = False,
         seed: object = 0,
         first_port: int = 20_000,
     ) -> None:
@@ -70,16 +75,20 @@ class Nat:
         self.filtering = filtering
         self.ports = ports
         self.hairpin = hairpin
+        self.accepts_input = accepts_input
         self._random = random.Random(f"nat/{seed}")
         self._first_port = first_port
         self._next_port = first_port
         self._by_key: dict[tuple[object, ...], _Binding] = {}
         self._by_port: dict[int, _Binding] = {}
+        self._own_flows: dict[tuple[int, Address], float] = {}
+        """When a packet last came to the router itself, by its own port and the other end."""
 
     def reset(self) -> None:
         """Forget everything; counted ports go on where they were."""
         self._by_key.clear()
         self._by_port.clear()
+        self._own_flows.clear()
 
     def translate_outbound(self, source: Address, destination: Address, now: float) -> int | None:
         """The external port for a packet from inside, None if there is none left."""
@@ -90,6 +99,9 @@ class Nat:
             binding = None
         if binding is None:
             binding = self._bind(source, key, now)
+        if binding is not None and self._is_own_flow(binding.port, destination, now):
+            # The router has that pair of addresses for a connection of its own: this packet leaves from another port.
+            binding = self._binding_aside(source, destination, now)
         if binding is None:
             return None
         binding.used_at = now
@@ -99,16 +111,31 @@ class Nat:
     def translate_inbound(self, port: int, source: Address, now: float) -> Address | None:
         """The internal address for a packet from outside, None if it is not admitted."""
         binding = self._by_port.get(port)
-        if binding is None:
-            return None
-        if binding.is_over(now):
+        if binding is not None and binding.is_over(now):
             self._remove(binding)
+            binding = None
+        is_admitted = binding is not None and self._filter_key(source) in binding.sent_to
+        if self.accepts_input and (not is_admitted or self._is_own_flow(port, source, now)):
+            self._own_flows[port, source] = now
             return None
-        if self._filter_key(source) not in binding.sent_to:
+        if binding is None or not is_admitted:
             return None
         binding.is_replied = True
         binding.used_at = now
         return binding.internal
+
+    def _is_own_flow(self, port: int, remote: Address, now: float) -> bool:
+        return now - self._own_flows.get((port, remote), float("-inf")) <= UNREPLIED_TIMEOUT
+
+    def _binding_aside(self, source: Address, destination: Address, now: float) -> _Binding | None:
+        key = (source, destination, "aside")
+        binding = self._by_key.get(key)
+        if binding is not None and binding.is_over(now):
+            self._remove(binding)
+            binding = None
+        if binding is None and (port := self._take_port(now, is_random=True)) is not None:
+            binding = self._add(source, port, key, now)
+        return binding
 
     def _mapping_key(self, source: Address, destination: Address) -> tuple[object, ...]:
         match self.mapping:
@@ -129,18 +156,18 @@ class Nat:
                 return (remote,)
 
     def _bind(self, source: Address, key: tuple[object, ...], now: float) -> _Binding | None:
-        port = self._choose_port(source.port, now)
-        if port is None:
-            return None
-        binding = _Binding(source, port, key, now)
-        self._by_key[key] = self._by_port[port] = binding
+        if self.ports is Ports.PRESERVED and self._is_free(source.port, now):
+            return self._add(source, source.port, key, now)
+        port = self._take_port(now, is_random=self.ports is Ports.RANDOM)
+        return None if port is None else self._add(source, port, key, now)
+
+    def _add(self, source: Address, port: int, key: tuple[object, ...], now: float) -> _Binding:
+        binding = self._by_key[key] = self._by_port[port] = _Binding(source, port, key, now)
         return binding
 
-    def _choose_port(self, wanted: int, now: float) -> int | None:
-        if self.ports is Ports.PRESERVED and self._is_free(wanted, now):
-            return wanted
+    def _take_port(self, now: float, *, is_random: bool) -> int | None:
         for _ in range(1000):
-            if self.ports is Ports.RANDOM:
+            if is_random:
                 port = self._random.randrange(1024, 65536)
             else:
                 port = self._next_port

@@ -67,10 +67,14 @@ class Link:
 
 
 class Segment:
-    """Addresses that reach each other directly. `router` is the way out; the internet has none."""
+    """Addresses that reach each other directly. `router` is the way out; the internet has none.
 
-    def __init__(self, name: str) -> None:
+    `hops` are routers that are not simulated, between any two members.
+    """
+
+    def __init__(self, name: str, *, hops: int = 0) -> None:
         self.name = name
+        self.hops = hops
         self.members: dict[str, Host | Router] = {}
         self.routes6: dict[str, Router] = {}
         self.router: Router | None = None
@@ -116,7 +120,7 @@ class Router:
     def handle_from_inside(self, packet: Packet, now: float) -> None:
         packet = _aged(packet)
         if packet.ttl <= 0 or self.is_udp_blocked:
-            return self.network.note(packet, "blocked" if packet.ttl else "expired")
+            return self.network.note(packet, "expired" if packet.ttl <= 0 else "blocked")
         if packet.destination.is_ipv6:
             if self.firewall6 is not None:
                 self.firewall6.note_outbound(packet.source, packet.destination, now)
@@ -134,7 +138,7 @@ class Router:
     def handle_from_outside(self, packet: Packet, now: float) -> None:
         packet = _aged(packet)
         if packet.ttl <= 0 or self.is_udp_blocked:
-            return self.network.note(packet, "blocked" if packet.ttl else "expired")
+            return self.network.note(packet, "expired" if packet.ttl <= 0 else "blocked")
         if packet.destination.is_ipv6:
             if self.firewall6 is not None and not self.firewall6.admits(packet.source, packet.destination, now):
                 return self.network.note(packet, "filtered")
@@ -222,7 +226,8 @@ class Host:
         self.sent_bytes += len(data)
         if source is None or path.socket not in self.ports:
             return self.network.note(Packet(Address("0.0.0.0", 0), path.remote, data), "unreachable")
-        packet = Packet(Address(source, self.ports[path.socket]), path.remote, data)
+        ttl = DEFAULT_TTL if transmit.ttl is None else transmit.ttl
+        packet = Packet(Address(source, self.ports[path.socket]), path.remote, data, ttl)
         if self.firewall is not None:
             self.firewall.note_outbound(packet.source, packet.destination, self.network.now)
         return self.network.send(packet, self.segment, self.link, via=None)
@@ -336,6 +341,10 @@ class Network:
             return self.note(packet, "cut")
         if any(is_dropped(packet) for is_dropped in self.filters):
             return self.note(packet, "filtered")
+        if segment.hops:
+            packet = _aged(packet, segment.hops)
+            if packet.ttl <= 0:
+                return self.note(packet, "expired")
         passes = link if receiver is segment.router else _joined(link, receiver.link)
         return self._carry(packet, segment, receiver, passes)
 
@@ -379,8 +388,8 @@ class Network:
         host.drain()
 
 
-def _aged(packet: Packet) -> Packet:
-    return Packet(packet.source, packet.destination, packet.data, packet.ttl - 1)
+def _aged(packet: Packet, hops: int = 1) -> Packet:
+    return Packet(packet.source, packet.destination, packet.data, packet.ttl - hops)
 
 
 def _joined(first: Link, second: Link) -> Link:

@@ -18,6 +18,7 @@ from meshvpn.proto.disco import DiscoBox
 from meshvpn.proto.drops import DropReason
 from meshvpn.proto.errors import MalformedMessage
 from meshvpn.proto.gather import CandidatesChanged, Gatherer, RelayBound, RelayUnbound
+from meshvpn.proto.nat import NatMapping
 from meshvpn.proto.path import PathAgent
 from meshvpn.proto.path_events import MappingDoubted, OfferWanted, PrimaryChanged
 from meshvpn.proto.transport import Address, Path, RelayHop, Transmit
@@ -66,6 +67,8 @@ class Signalling:
         self.latency = latency
         self.is_up = True
         self.offers = 0
+        self.late: dict[str, float] = {}
+        """Seconds by which a node hears of offers later than others do."""
         self.members: dict[str, MeshNode] = {}
         self._relay = relay
         self._grants: dict[str, RelayGrant] = {}
@@ -89,7 +92,7 @@ class Signalling:
             return
         # Two legs, to the server and from it.
         self.network.call_at(
-            self.network.now + self.latency,
+            self.network.now + self.latency + self.late.get(destination, 0.0),
             lambda: self._deliver(
                 destination, lambda: self.members[destination].handle_signal(data, source, now=self.network.now)
             ),
@@ -147,6 +150,7 @@ class MeshNode:
         self._signalling = signalling
         self._by_key: dict[bytes, Peer] = {}
         self._candidates: tuple[Candidate, ...] = ()
+        self._nat = NatMapping()
         self._relay_server: tuple[Address, int] | None = None
         self._relay_id = 0
         self._transmits: list[Transmit] = []
@@ -304,6 +308,7 @@ class MeshNode:
             sequence=peer.offers_sent,
             disco_key=self.public_key,
             candidates=list(self._candidates),
+            nat=self._nat,
         )
         self._signalling.offer(offer.encode(), self.name, peer.name)
 
@@ -316,8 +321,8 @@ class MeshNode:
     def _settle(self, now: float) -> None:
         for event in self.gatherer.take_events():
             match event:
-                case CandidatesChanged(candidates=candidates):
-                    self._candidates = candidates
+                case CandidatesChanged(candidates=candidates, nat=nat):
+                    self._candidates, self._nat = candidates, nat
                     for peer in self.peers.values():
                         peer.agent.handle_local_change(now=now)
                 case RelayBound(server=server, socket=socket):

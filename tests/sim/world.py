@@ -22,6 +22,7 @@ SERVER = "198.51.100.1"
 SERVER6 = "2001:db8:ffff::1"
 ONE_WAY = 0.02
 """Seconds from a site to the middle of the internet: 80 ms round trip between sites, 160 ms through the relay."""
+INTERNET_HOPS = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class Kind:
     has_firewall: bool = False
     is_udp_blocked: bool = False
     hairpin: bool = False
+    accepts_input: bool = False
 
 
 def _nat(mapping: Mapping, filtering: Filtering, ports: Ports = Ports.PRESERVED) -> Kind:
@@ -43,6 +45,8 @@ RESTRICTED = _nat(Mapping.INDEPENDENT, Filtering.ADDRESS)
 PORT_RESTRICTED = _nat(Mapping.INDEPENDENT, Filtering.ADDRESS_AND_PORT)
 SYMMETRIC = _nat(Mapping.ADDRESS_AND_PORT, Filtering.ADDRESS_AND_PORT, Ports.RANDOM)
 PUBLIC = Kind()
+ACCEPTING = Kind(PORT_RESTRICTED.nats, accepts_input=True)
+"""A router without an INPUT rule that drops."""
 
 KINDS: dict[str, Kind] = {
     "public": PUBLIC,
@@ -69,7 +73,7 @@ class World:
 
     def __init__(self, seed: int = 1, *, server_ipv6: bool = False, signalling_latency: float = 2 * ONE_WAY) -> None:
         self.network = Network(seed)
-        self.internet = Segment("internet")
+        self.internet = Segment("internet", hops=INTERNET_HOPS)
         self.relay = RelayMachine(self.network)
         hosts = (SERVER, SERVER6) if server_ipv6 else (SERVER,)
         ports = {0: 7770, 1: 7770, 2: 7771, 3: 7771}
@@ -191,7 +195,14 @@ class World:
             is_outermost = level == 0
             inside = Segment(f"{name}/{level}")
             address = f"20.{self._sites}.0.1" if segment is self.internet else f"100.64.{self._sites}.{level + 1}"
-            nat = Nat(mapping, filtering, ports=ports, hairpin=kind.hairpin, seed=f"{self.network.seed}/{name}/{level}")
+            nat = Nat(
+                mapping,
+                filtering,
+                ports=ports,
+                hairpin=kind.hairpin,
+                accepts_input=kind.accepts_input,
+                seed=f"{self.network.seed}/{name}/{level}",
+            )
             router = Router(
                 self.network,
                 f"{name}/{level}",

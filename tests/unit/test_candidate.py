@@ -46,7 +46,13 @@ def test_an_offer_is_read_back(candidates: list[Candidate]) -> None:
 
 def test_an_offer_is_positional_so_that_the_wire_carries_no_names() -> None:
     raw = msgspec.msgpack.decode(offer_of(Candidate(1, "192.0.2.1", 9)).encode())
-    assert raw == [1, bytes(16), bytes([1]) * 32, bytes([2]) * 32, 7, bytes([3]) * 32, [[1, "192.0.2.1", 9]]]
+    old = [1, bytes(16), bytes([1]) * 32, bytes([2]) * 32, 7, bytes([3]) * 32, [[1, "192.0.2.1", 9]]]
+    assert raw[: len(old)] == old
+    # What earlier versions sent, and what they make of ours.
+    assert decode_offer(msgspec.msgpack.encode(old)) == decode_offer(offer_of(Candidate(1, "192.0.2.1", 9)).encode())
+    assert decode_offer(msgspec.msgpack.encode([*raw, "of a later version"])) == decode_offer(
+        msgspec.msgpack.encode(raw)
+    )
 
 
 def test_fields_that_a_later_version_adds_are_ignored() -> None:

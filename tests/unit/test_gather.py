@@ -14,7 +14,8 @@ from meshvpn.proto import gather, stun
 from meshvpn.proto.candidate import MAX_CANDIDATES, Candidate, CandidateKind
 from meshvpn.proto.control import RELAY_BINDING_LIFETIME, RelayGrant
 from meshvpn.proto.drops import DropReason
-from meshvpn.proto.gather import CandidatesChanged, Gatherer, Mapping4787, RelayBound, RelayUnbound
+from meshvpn.proto.gather import CandidatesChanged, Gatherer, RelayBound, RelayUnbound
+from meshvpn.proto.nat import Mapping4787, PortRule
 from meshvpn.proto.stun import Message
 from meshvpn.proto.transport import Address, Path, RelayHop, Transmit
 
@@ -134,7 +135,7 @@ def test_one_address_at_both_ports_means_an_independent_mapping() -> None:
 def test_two_addresses_mean_a_dependent_mapping_and_our_own_port_is_offered_too() -> None:
     world = World(started(FIRST, SECOND), symmetric)
     world.run(1.0)
-    assert world.gatherer.mapping is Mapping4787.DEPENDENT
+    assert world.gatherer.mapping is Mapping4787.ADDRESS_AND_PORT
     assert Candidate(CandidateKind.CONFIGURED, "203.0.113.5", 41000) in world.candidates()
     reflexive = [entry.port for entry in world.candidates() if entry.kind == CandidateKind.SERVER_REFLEXIVE]
     assert sorted(reflexive) == [7770 + 1000, 7771 + 1000]
@@ -171,16 +172,15 @@ def test_a_nat_that_forgot_us_is_not_taken_for_a_symmetric_one() -> None:
     assert [event.mapping for event in world.events if isinstance(event, CandidatesChanged)][
         -1
     ] is Mapping4787.INDEPENDENT
-    assert all(
-        Mapping4787.DEPENDENT is not event.mapping for event in world.events if isinstance(event, CandidatesChanged)
-    )
+    assert all(not event.mapping.is_dependent for event in world.events if isinstance(event, CandidatesChanged))
     assert [entry.host for entry in world.candidates()] == ["192.168.1.7", "203.0.113.99"]
 
 
 def test_candidates_are_told_when_they_change_and_only_then() -> None:
     world = World(started(FIRST, SECOND), lambda server: OUTSIDE)
     world.run(600.0)
-    assert len([event for event in world.events if isinstance(event, CandidatesChanged)]) == 2
+    changes = [event for event in world.events if isinstance(event, CandidatesChanged)]
+    assert [change.nat.rule for change in changes] == [PortRule.UNKNOWN, PortRule.UNKNOWN, PortRule.KEPT]
     world.gatherer.handle_local_addresses(["192.168.1.7"], PORTS, now=600.0)
     assert world.gatherer.take_transmits() == []
     world.gatherer.handle_local_addresses(["192.168.1.8"], PORTS, now=600.0)
