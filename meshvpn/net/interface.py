@@ -123,6 +123,21 @@ def default_routes() -> list[str]:
     return sorted(routes)
 
 
+def default_gateway(*, ignore: frozenset[str] = frozenset()) -> str | None:
+    """The IPv4 router of the default route that the kernel prefers; None: there is no router."""
+    with _netlink() as ip:
+        names = _names(ip)
+        routes = [
+            (message.get("RTA_PRIORITY", 0), gateway)
+            for message in ip.get_routes(family=socket.AF_INET, table=_MAIN_TABLE)
+            if message.get("RTA_DST") is None
+            and message["type"] == _UNICAST
+            and (gateway := message.get("RTA_GATEWAY")) is not None
+            and names.get(message.get("RTA_OIF")) not in ignore
+        ]
+    return str(min(routes)[1]) if routes else None
+
+
 def check_collision(pool: IPv4Network, *, ignore: frozenset[str] = frozenset()) -> None:
     """Raise TakenError, naming the interface, if the pool overlaps a prefix that this host uses."""
     for entry in local_networks(ignore=ignore):

@@ -26,12 +26,14 @@ from ..proto.events import NodeEvent
 from ..proto.keys import ula_prefix
 from ..proto.node import Node
 from ..proto.peer import Traffic
+from ..proto.portmap import PortMapping
 from ..proto.timers import Stamps
 from ..proto.transport import Address, Path, RelayHop
 from . import interface
 from .control_link import ControlLink, ServerIdentity
 from .enrolment import Enrolled
-from .sockets import NetworkSockets, send
+from .portmap import PortMapDriver
+from .sockets import IPV4_SOCKET, NetworkSockets, send
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +81,7 @@ class NetworkRunner:
         self._poll: asyncio.TimerHandle | None = None
         self._refresh: asyncio.Task[None] | None = None
         self._refresh_again = False
+        self._port_map: PortMapDriver | None = None
         self._surroundings: tuple[list[str], list[str]] | None = None
 
     @property
@@ -108,6 +111,9 @@ class NetworkRunner:
         self.engine = Engine(self.device.fd, [sock.fileno() for sock in self._sockets.numbered().values()])
         self.engine.start()
         self._loop.add_reader(self.engine.slow_fd, self._drain_engine)
+        if self.node.options.port_mapping:
+            nonce = self.node.port_mapping_nonce
+            self._port_map = PortMapDriver(self.ports[IPV4_SOCKET], nonce, self._handle_port_mapping)
         self._poll = self._loop.call_later(POLL_INTERVAL, self._read_figures)
         await self.refresh_addresses()
         if enrolled is not None:
@@ -125,6 +131,9 @@ class NetworkRunner:
                 timer.cancel()
         if self._refresh is not None:
             self._refresh.cancel()
+        if self._port_map is not None:
+            await self._port_map.stop()
+            self._port_map = None
         await self.link.close()
         if self.engine is not None:
             self._loop.remove_reader(self.engine.slow_fd)
@@ -156,7 +165,11 @@ class NetworkRunner:
             log.info("this host's addresses or routes changed")
             log.debug("network is hosts=%s routes=%s", ",".join(hosts), ",".join(ways))
             self.node.handle_network_change(now=_now(), wall_ns=_wall_ns())
+            if self._port_map is not None:
+                self._port_map.doubt()
         self._surroundings = hosts, ways
+        if self._port_map is not None:
+            self._port_map.follow(await asyncio.to_thread(interface.default_gateway, ignore=self._mesh_interfaces()))
         self._pump()
 
     def act(self, action: Callable[[Node, float, int], int | None]) -> int | None:
@@ -187,6 +200,10 @@ class NetworkRunner:
         self._pump()
 
     # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _handle_port_mapping(self, mapping: PortMapping | None) -> None:
+        self.node.handle_port_mapping(mapping, now=_now(), wall_ns=_wall_ns())
+        self._pump()
 
     def _prefixes(self) -> list[interface.Network]:
         return [self.placement.pool, ula_prefix(self.placement.uid)]

@@ -17,6 +17,7 @@ from .control import RELAY_BINDING_LIFETIME, RelayGrant
 from .drops import DropReason
 from .errors import MalformedMessage
 from .nat import Mapping4787, NatMapping, classify, describe
+from .portmap import PortMapping
 from .transport import Address, Path, Transmit
 
 RETRIES = (0.1, 0.2, 0.4, 0.8)
@@ -32,6 +33,8 @@ MAX_SERVERS = 8
 """Server addresses that are asked."""
 MAX_HOSTS = 20
 """Own addresses that are offered: a machine full of bridges must leave room for what the servers see."""
+MAX_ENDPOINTS = 4
+"""Configured addresses that are offered, and those that a mapped port is offered at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +77,12 @@ class _Mapping:
 
 
 class Gatherer:
-    """The machine. `ports` are our local ports by socket number (0 = IPv4, 1 = IPv6)."""
+    """The machine. `ports` are our local ports by socket number (0 = IPv4, 1 = IPv6); `endpoints` the configured."""
 
-    def __init__(self, entropy: Callable[[int], bytes]) -> None:
+    def __init__(self, entropy: Callable[[int], bytes], endpoints: Sequence[Address] = ()) -> None:
         self.mapping = Mapping4787.UNKNOWN
         self._entropy = entropy
+        self._endpoints = tuple(endpoints)[:MAX_ENDPOINTS]
         self._servers: list[Address] = []
         self._hosts: list[str] = []
         self._ports: dict[int, int] = {}
@@ -87,6 +91,7 @@ class Gatherer:
         self._requests: dict[bytes, _Request] = {}
         self._waiting: dict[Address, None] = {}
         self._mapped: dict[Address, _Mapping] = {}
+        self._port_mapping: PortMapping | None = None
         self._bound: RelayBound | None = None
         self._bound_at = 0.0
         self._burst = 0
@@ -124,6 +129,11 @@ class Gatherer:
         self._grant, self._counter = grant, 0
         self._bound = None
         self._start(now)
+
+    def handle_port_mapping(self, mapping: PortMapping | None) -> None:
+        """The router keeps a port open for our IPv4 socket, another one, or none."""
+        self._port_mapping = mapping
+        self._report()
 
     def handle_network_change(self, *, now: float) -> None:
         """Mappings may be other ones now."""
@@ -274,11 +284,24 @@ class Gatherer:
             # A static forward of our own port may exist although the NAT maps each destination differently.
             ports = {mapped.host: self._ports.get(_socket(mapped)) for mapped in seen}
             found += [Candidate(CandidateKind.CONFIGURED, host, port) for host, port in ports.items() if port]
-        candidates = tuple(sorted(dict.fromkeys(found))[:MAX_CANDIDATES])
+        found += [Candidate(CandidateKind.CONFIGURED, endpoint.host, endpoint.port) for endpoint in self._endpoints]
+        found += self._at_router([mapped.host for mapped in seen if not mapped.is_ipv6])
+        once: dict[Address, Candidate] = {}
+        for candidate in sorted(found):
+            once.setdefault(candidate.address, candidate)
+        candidates = tuple(once.values())[:MAX_CANDIDATES]
         changed = CandidatesChanged(candidates, self.mapping, describe(self._seen(is_ipv6=False)))
         if changed != self._reported:
             self._reported = changed
             self._events.append(changed)
+
+    def _at_router(self, seen_hosts: Sequence[str]) -> list[Candidate]:
+        """The mapped port. A router may be wrong about its own address: where the servers see one, that counts."""
+        if self._port_mapping is None:
+            return []
+        reported = [] if self._port_mapping.host is None else [self._port_mapping.host]
+        hosts = list(dict.fromkeys(seen_hosts)) or reported
+        return [Candidate(CandidateKind.MAPPED, host, self._port_mapping.port) for host in hosts[:MAX_ENDPOINTS]]
 
 
 def _socket(server: Address) -> int:

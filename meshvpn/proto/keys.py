@@ -28,6 +28,7 @@ ARGON2_MEMORY = 128 << 20
 _NAME_KEY = b"meshvpn name v1"
 _PSK_LABEL = b"meshvpn psk v1"
 _RELAY_ID_LABEL = b"meshvpn relay id v1"
+_MAPPING_LABEL = b"meshvpn pcp nonce v1"
 _NONCE = 24
 _ANY_SCALAR = bytes(range(1, 33))
 _NICK = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
@@ -242,6 +243,11 @@ def member_relay_id(uid: bytes, identity: bytes) -> int:
     """Which 32-bit number means this member in frames that other members relay; never 0."""
     digest = primitives.blake2b(_RELAY_ID_LABEL + identity, 4, uid)
     return int.from_bytes(digest, "little") or 1
+
+
+def mapping_nonce(tunnel_secret: bytes) -> bytes:
+    """12 bytes that own our port mapping at a router, the same after each restart."""
+    return primitives.blake2b(_MAPPING_LABEL, 12, tunnel_secret)
 
 
 def seal_secret(key: bytes, plaintext: bytes, entropy: Callable[[int], bytes]) -> bytes:

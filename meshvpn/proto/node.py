@@ -34,7 +34,7 @@ from .drops import DropReason
 from .errors import MembershipError
 from .events import ActionFinished, MembershipChanged, NodeEvent, PeerChanged, ServerChanged, StateChanged
 from .gather import CandidatesChanged, Gatherer, RelayBound, RelayUnbound
-from .keys import NetworkKeys
+from .keys import NetworkKeys, mapping_nonce
 from .member import EpochChanged, MemberAdded, MemberRemoved, NetworkDeleted, SelfEvicted, SelfReinstated
 from .member import MemberChanged as RecordChanged
 from .membership import MemberKeys, Membership, Profile
@@ -42,6 +42,7 @@ from .options import Options
 from .owner import PasswordRule
 from .peer import MeshPeer, Traffic
 from .peering import Peering, last_good_paths
+from .portmap import PortMapping
 from .roster import Roster
 from .signed import Signed
 from .timers import Stamps
@@ -72,7 +73,7 @@ class Node:
         self.membership = Membership(keys, profile, roster, session, own_record, entropy=entropy)
         self.drops: Counter[DropReason] = Counter()
         self._keys = keys
-        self._gatherer = Gatherer(entropy)
+        self._gatherer = Gatherer(entropy, self.options.endpoints)
         self._peering = Peering(keys, roster, entropy=entropy, options=self.options)
         self._last_known: Mapping[bytes, Path] = {}
         self._starts_by: float | None = None
@@ -81,6 +82,11 @@ class Node:
         self._udp_hosts: tuple[str, ...] = ()
         self._kept_charter = roster.charter
         self._events: list[NodeEvent] = []
+
+    @property
+    def port_mapping_nonce(self) -> bytes:
+        """For the port mapper."""
+        return mapping_nonce(self._keys.tunnel)
 
     @property
     def peers(self) -> Mapping[bytes, MeshPeer]:
@@ -147,6 +153,11 @@ class Node:
     ) -> None:
         """This host's addresses (without the mesh's own) and the sockets' ports."""
         self._gatherer.handle_local_addresses(hosts, ports, now=now)
+        self._settle(now, wall_ns)
+
+    def handle_port_mapping(self, mapping: PortMapping | None, *, now: float, wall_ns: int) -> None:
+        """The router keeps a port open for our IPv4 socket, another one, or none."""
+        self._gatherer.handle_port_mapping(mapping)
         self._settle(now, wall_ns)
 
     def handle_network_change(self, *, now: float, wall_ns: int) -> None:

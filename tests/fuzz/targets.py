@@ -6,6 +6,7 @@ made anew for each input, so that one line of hexadecimal is all that a failure 
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,7 +16,7 @@ from typing import Any
 import msgspec
 
 from meshvpn import ipc
-from meshvpn.proto import candidate, control, disco, epochs, messages, owner, stun
+from meshvpn.proto import candidate, control, disco, epochs, messages, owner, pcp, stun
 from meshvpn.proto.charter import check_charter, check_genuine
 from meshvpn.proto.commands import apply as apply_command
 from meshvpn.proto.control import MemberEntry, PresenceEntry, RelayGrant
@@ -28,6 +29,8 @@ from meshvpn.proto.gather import Gatherer
 from meshvpn.proto.keys import Identity
 from meshvpn.proto.messages import CookieReply, Initiation, Response
 from meshvpn.proto.node import Node
+from meshvpn.proto.pcp import Version
+from meshvpn.proto.portmap import PortMapper, Router
 from meshvpn.proto.record import check_envelope, check_leave, check_record, decode_signed, is_approved
 from meshvpn.proto.roster import Roster
 from meshvpn.proto.signed import (
@@ -242,6 +245,42 @@ def run_disco_message(data: bytes) -> str:
 
 def disco_message_seeds() -> list[bytes]:
     return [disco._encode(Ping(bytes(12), 1)), disco._encode(Pong(bytes(12), Address("2001:db8::1", 5), 1))]
+
+
+# The router's answers.
+
+
+def run_port_map(data: bytes) -> str:
+    """In each phase of a mapper; whatever a router says, it asks no more than once for each answer."""
+    outcomes = []
+    for answers in ([], port_map_seeds()[:1], port_map_seeds()[:2]):
+        mapper = PortMapper(41000, bytes(12))
+        mapper.handle_router(Router("192.0.2.254", "192.0.2.9"), now=1.0)
+        for answer in answers:
+            mapper.handle_datagram(answer, Address("192.0.2.254", pcp.PORT), now=1.1)
+        mapper.take_transmits()
+        outcomes.append(
+            outcome_of(lambda m=mapper: m.handle_datagram(data, Address("192.0.2.254", pcp.PORT), now=1.2))  # type: ignore[misc]
+        )
+        assert len(mapper.take_transmits()) <= 1
+        mapper.handle_timeout(now=100_000.0)
+        assert len(mapper.take_transmits()) <= 2
+    return max(outcomes)
+
+
+def port_map_seeds() -> list[bytes]:
+    def answer(request: bytes, epoch: int = 9) -> bytes:
+        head = struct.pack(">BBxBII12x", 2, 0x80 | request[1], 0, 3600, epoch)
+        return head + request[24:]
+
+    return [
+        answer(pcp.announce_request(Version.PCP, "192.0.2.9")),
+        answer(pcp.map_request(Version.PCP, "192.0.2.9", 41000, 41000, 7200)),
+        struct.pack(">BBHI4s", 0, 128, 0, 9, bytes([203, 0, 113, 5])),
+        struct.pack(">BBHIHHI", 0, 129, 0, 9, 41000, 41000, 3600),
+        struct.pack(">BBHI", 0, 129, 2, 9),
+        answer(pcp.announce_request(Version.PCP, "192.0.2.9"), 0),
+    ]
 
 
 # Control messages.
@@ -599,6 +638,12 @@ TARGETS = [
         lambda data: outcome_of(lambda: boxes()[0].open(data)),
         disco_seeds,
         PARSE_DROPS | {"unknown_peer", "not_for_us", "decrypt_failed", "ok"},
+    ),
+    Target(
+        "port-map",
+        run_port_map,
+        port_map_seeds,
+        PARSE_DROPS | {"unexpected", "not_for_us", "malformed", "none"},
     ),
     Target("disco-message", run_disco_message, disco_message_seeds, PARSE_DROPS | {"ok"}),
     Target("request", run_request, request_seeds, PARSE_DROPS | {"ok"}, is_packed=True),

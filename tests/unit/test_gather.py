@@ -16,6 +16,7 @@ from meshvpn.proto.control import RELAY_BINDING_LIFETIME, RelayGrant
 from meshvpn.proto.drops import DropReason
 from meshvpn.proto.gather import CandidatesChanged, Gatherer, RelayBound, RelayUnbound
 from meshvpn.proto.nat import Mapping4787, PortRule
+from meshvpn.proto.portmap import Method, PortMapping
 from meshvpn.proto.stun import Message
 from meshvpn.proto.transport import Address, Path, RelayHop, Transmit
 
@@ -404,3 +405,41 @@ def refused_nothing_changed(gatherer: Gatherer) -> bool:
         if not isinstance(event, CandidatesChanged) or len(event.candidates) > 1
     ]
     return gatherer.mapping is Mapping4787.UNKNOWN and not events and not gatherer.take_transmits()
+
+
+def test_a_mapped_port_is_offered_at_the_address_that_the_servers_see() -> None:
+    world = World(started(FIRST, SECOND), lambda server: OUTSIDE)
+    world.run(1.0)
+    world.gatherer.handle_port_mapping(PortMapping(Method.PCP, 50000, "203.0.113.99"))
+    world.run(2.0)
+    assert Candidate(CandidateKind.MAPPED, OUTSIDE.host, 50000) in world.candidates()
+    assert "203.0.113.99" not in {candidate.host for candidate in world.candidates()}
+    world.gatherer.handle_port_mapping(None)
+    world.run(3.0)
+    assert CandidateKind.MAPPED not in {candidate.kind for candidate in world.candidates()}
+
+
+def test_a_mapped_port_is_offered_at_the_address_that_the_router_says_while_no_server_answers() -> None:
+    world = World(started(FIRST), lambda server: None)
+    world.gatherer.handle_port_mapping(PortMapping(Method.PCP, 50000, "203.0.113.99"))
+    world.run(1.0)
+    assert Candidate(CandidateKind.MAPPED, "203.0.113.99", 50000) in world.candidates()
+    world.gatherer.handle_port_mapping(PortMapping(Method.UPNP, 50000, None))
+    world.run(2.0)
+    assert CandidateKind.MAPPED not in {candidate.kind for candidate in world.candidates()}
+
+
+def test_configured_endpoints_are_offered_and_no_address_twice() -> None:
+    endpoints = [OUTSIDE, Address("2001:db8::9", 5)]
+    gatherer = Gatherer(random.Random(1).randbytes, endpoints)
+    gatherer.handle_local_addresses(["192.168.1.10"], PORTS, now=0.0)
+    gatherer.handle_servers([FIRST], now=0.0)
+    world = World(gatherer, lambda server: OUTSIDE)
+    gatherer.handle_port_mapping(PortMapping(Method.PCP, OUTSIDE.port, None))
+    world.run(1.0)
+    addresses = [candidate.address for candidate in world.candidates()]
+    assert len(addresses) == len(set(addresses)) == 3
+    assert [candidate.address for candidate in world.candidates() if candidate.kind == CandidateKind.CONFIGURED] == [
+        Address("2001:db8::9", 5),
+        OUTSIDE,
+    ]
