@@ -29,8 +29,12 @@ check: setup  ## formatting, lints, types, layering, spelling
 test: check  ## everything that is checked and tested, the fast things first
 	$(VENV)/bin/pytest --durations=5 tests
 
-check-native: setup  ## the engine's tests under AddressSanitizer and UndefinedBehaviorSanitizer
+check-native: setup  ## the engine's tests and a minute of fuzzing under AddressSanitizer and UndefinedBehaviorSanitizer
 	.ci/check-native
+	.ci/fuzz-native 60
+
+fuzz-native: setup  ## coverage-guided fuzzing of the engine's packet parser, SECONDS=3600 for an hour
+	.ci/fuzz-native $(or $(SECONDS),600) $(CORPUS)
 
 demo: setup  ## three PBXs behind NATs, a hundred calls, an eviction, in network namespaces
 	$(VENV)/bin/python -m bench.demo
@@ -45,4 +49,4 @@ clean:  ## remove what the other targets made
 	rm -f tun/*.c tun/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup check check-native test demo bench clean
+.PHONY: help setup check check-native fuzz-native test demo bench clean
