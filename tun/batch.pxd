@@ -6,9 +6,10 @@ from libc.string cimport memset
 
 from .control cimport CONTROL_BYTES, add_control, drop_segment
 from .drops cimport DROP_SEND_FAILED
-from .endpoint cimport Endpoint, RELAY_HEADER, Sockets
+from .endpoint cimport Endpoint, RELAY_HEADER
 from .memory cimport give_block, take_block
 from .peers cimport Peer
+from .sockets cimport Sockets
 from .syscalls cimport *
 
 cdef enum:

@@ -3,20 +3,13 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcmp, memcpy, memset
 
+from .sockets cimport Sockets
 from .syscalls cimport *
 
 cdef enum:
-    SOCKET_LIMIT = 64
     RELAY_HEADER = 12           # word 5 (4), source id (4), destination id (4)
     WORD_TRANSPORT = 4          # first words of a datagram
     WORD_RELAY = 5
-
-cdef struct Sockets:
-    int count
-    int fd[SOCKET_LIMIT]
-    int family[SOCKET_LIMIT]
-    bint has_gso                # all of them: UDP_SEGMENT
-    bint has_gro
 
 cdef struct SocketAddress:
     uint8_t bytes[28]           # a sockaddr_in or sockaddr_in6

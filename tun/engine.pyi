@@ -90,6 +90,17 @@ class Engine:
     @property
     def features(self) -> Mapping[str, bool]:
         """Kernel features in use: udp_gso, udp_gro, recvmmsg, …"""
+    def add_socket(self, number: int, fd: int) -> None:
+        """Receive on one more UDP socket, a nonblocking one, and let paths use it.
+
+        Those of the constructor are numbered from 0. Raises ValueError for a number in use or not below MAX_SOCKETS,
+        OSError for what is no socket.
+        """
+    def remove_socket(self, number: int) -> None:
+        """Forget a socket. From the return on nothing is done with its descriptor, which may be closed.
+
+        What still goes out by a path on it is dropped as send_failed. Raises ValueError if there is none.
+        """
     def add_peer(self, peer: int, *, roams: bool = ...) -> None:
         """Raises ValueError for a number in use or beyond MAX_PEERS."""
     def remove_peer(self, peer: int) -> None: ...

@@ -6,7 +6,8 @@ Transmit thread: read TUN → route → seal → one sendmmsg for the batch, run
 Receive thread:  recvmmsg (UDP_GRO) → receiver index → window → open → source check → write TUN.
 No packet waits for a batch: a batch is what is there when a thread looks; but see pace.pxd for 400 calls and more.
 
-    endpoint.pxd  where datagrams come from and go to        batch.pxd   building and sending UDP messages
+    sockets.pxd   the UDP sockets, by number                 batch.pxd   building and sending UDP messages
+    endpoint.pxd  where datagrams come from and go to        inbox.pxd   receiving them
     peers.pxd     keypairs, their index, staged packets      outbox.pxd  the two queues to Python
     routes.pxd    longest prefix match                       inner.pxd   addresses and marks of inner packets
     window.pxd    replays                                    offload.pxd large packets from and for the TUN device
@@ -44,6 +45,7 @@ from .outbox cimport *
 from .pace cimport Pace, pace_nap, pace_note, pace_open
 from .peers cimport *
 from .routes cimport Route, RouteTable, mask_network, route_drop, route_drop_peer, route_find, route_set
+from .sockets cimport *
 from .syscalls cimport *
 from .window cimport window_accept, window_may_accept
 
@@ -147,7 +149,7 @@ load_sodium()
 cdef class Engine:
     cdef Sockets sockets
     cdef int tun_fd, tun_error
-    cdef int kick_fd, receive_stop_fd
+    cdef int kick_fd
     cdef bint is_running, has_kicks
     cdef bint is_drained                         # of the transmit thread: the device had no more
     cdef bint has_retired                        # of the receive thread: endpoints that a roaming peer left
@@ -169,7 +171,8 @@ cdef class Engine:
             self, int tun_fd, sockets, *, int slow_queue=1024, bint gso=True, bint gro=True, bint copy_dscp=True,
             offload=None):
         cdef pthread_rwlockattr_t attribute
-        self.kick_fd = self.receive_stop_fd = self.outbox.fd = -1
+        self.kick_fd = self.outbox.fd = -1
+        sockets_clear(&self.sockets)
         pthread_rwlockattr_init(&attribute)
         pthread_rwlockattr_setkind_np(&attribute, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP)
         pthread_rwlock_init(&self.lock, &attribute)
@@ -185,10 +188,9 @@ cdef class Engine:
         if not inbox_open(&self.inbox) or not self.routes or not self.peers or not self.batch:
             raise MemoryError()
         self.set_up_device(offload)
-        adopt_sockets(&self.sockets, sockets, gso, gro, copy_dscp)
+        sockets_open(&self.sockets, sockets, gso, gro, copy_dscp)
         self.kick_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
-        self.receive_stop_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
-        if not outbox_open(&self.outbox, slow_queue) or self.kick_fd < 0 or self.receive_stop_fd < 0:
+        if not outbox_open(&self.outbox, slow_queue) or self.kick_fd < 0:
             raise OSError("no more memory or file descriptors")
 
     cdef void set_up_device(self, offload):
@@ -215,19 +217,18 @@ cdef class Engine:
         inbox_close(&self.inbox)
         batch_free(self.batch)
         outbox_close(&self.outbox)
-        for number in (self.kick_fd, self.receive_stop_fd):
-            if number >= 0:
-                close(number)
+        sockets_close(&self.sockets)
+        if self.kick_fd >= 0:
+            close(self.kick_fd)
         pthread_rwlock_destroy(&self.lock)
         memset(self.ciphers, 0, sizeof(self.ciphers))
 
     # --- called from Python -------------------------------------------------------------------------------------
 
     def start(self):
-        cdef uint64_t value
         if self.threads:
             raise RuntimeError("the engine runs already")
-        read(self.receive_stop_fd, &value, 8)
+        sockets_resume(&self.sockets)
         self.is_running = True
         self.threads = [
             threading.Thread(target=_transmit, args=(self,), name="engine-tx", daemon=True),
@@ -239,7 +240,7 @@ cdef class Engine:
     def stop(self):
         self.is_running = False
         signal_eventfd(self.kick_fd)
-        signal_eventfd(self.receive_stop_fd)
+        sockets_interrupt(&self.sockets)
         threads, self.threads = self.threads, []
         for thread in threads:
             thread.join()
@@ -262,6 +263,21 @@ cdef class Engine:
             "tun_tso": bool(self.has_tso),
             "tun_uso": bool(self.has_uso),
         }
+
+    def add_socket(self, int number, int fd):
+        pthread_rwlock_wrlock(&self.lock)
+        try:
+            sockets_add(&self.sockets, number, fd)
+        finally:
+            pthread_rwlock_unlock(&self.lock)
+
+    def remove_socket(self, int number):
+        cdef bint is_found
+        pthread_rwlock_wrlock(&self.lock)
+        is_found = sockets_remove(&self.sockets, number)
+        pthread_rwlock_unlock(&self.lock)
+        if not is_found:
+            raise ValueError(f"no socket {number}")
 
     def add_peer(self, int peer, *, bint roams=False):
         cdef bint is_free
@@ -441,7 +457,7 @@ cdef class Engine:
 
     cdef Endpoint *make_endpoint(self, int socket, str host, int port, bytes relay_header) except NULL:
         cdef Endpoint *endpoint
-        if not 0 <= socket < self.sockets.count or not 0 < port < 65536 or len(relay_header) not in (0, RELAY_HEADER):
+        if not is_open(&self.sockets, socket) or not 0 < port < 65536 or len(relay_header) not in (0, RELAY_HEADER):
             raise ValueError(f"no such socket, port or relay header: {socket}, {port}, {len(relay_header)} bytes")
         text = host.encode()
         endpoint = <Endpoint *>take_block(sizeof(Endpoint))
@@ -698,25 +714,21 @@ cdef class Engine:
     # --- receive thread -----------------------------------------------------------------------------------------
 
     cdef void receive_loop(self) noexcept nogil:
-        cdef pollfd fds[SOCKET_LIMIT + 1]
-        cdef int i, count = watch(fds, &self.sockets, self.receive_stop_fd)
+        cdef int numbers[READY]
+        cdef int i
         while self.is_running:
-            poll(fds, count, -1)
-            for i in range(self.sockets.count):
-                if fds[i].revents & POLLNVAL:
-                    fds[i].fd = -1
-                elif fds[i].revents:
-                    for _ in range(TURNS):
-                        if self.receive_batch(i) < MESSAGES:
-                            break
+            for i in range(sockets_wait(&self.sockets, numbers)):
+                for _ in range(TURNS):
+                    if self.receive_batch(numbers[i]) < MESSAGES:
+                        break
 
     cdef int receive_batch(self, int number) noexcept nogil:
-        cdef int i, count = inbox_receive(&self.inbox, self.sockets.fd[number])
+        # The lock is taken before the socket is touched: it may have been removed since it was waited for.
+        cdef int i, count
         cdef double now
-        if count == 0:
-            return 0
-        now = monotonic()
         pthread_rwlock_rdlock(&self.lock)
+        count = inbox_receive(&self.inbox, self.sockets.fd[number])
+        now = monotonic()
         for i in range(count):
             self.receive_message(number, i, now)
         self.write_train()

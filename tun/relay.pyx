@@ -20,11 +20,12 @@ from libc.string cimport memcmp, memcpy, memset
 
 from .control cimport CONTROL_BYTES, add_control, drop_segment
 from .endpoint cimport (
-    Origin, RELAY_HEADER, SOCKET_LIMIT, Sockets, WORD_RELAY, is_same_origin, origin_name, parse_origin)
+    Origin, RELAY_HEADER, WORD_RELAY, is_same_origin, origin_name, parse_origin)
 from .inbox cimport *
 from .memory cimport give_block, take_block
 from .outbox cimport (
     Outbox, SLOW_BYTES, Slow, outbox_close, outbox_open, outbox_put, outbox_quiet, outbox_take_slow)
+from .sockets cimport *
 from .syscalls cimport *
 
 cdef enum:
@@ -64,7 +65,6 @@ cdef struct Seat:
 cdef class RelayPump:
     cdef Sockets sockets
     cdef bint is_running
-    cdef int stop_fd
     cdef object thread
     cdef pthread_mutex_t mutex
     cdef Seat *seats
@@ -84,24 +84,22 @@ cdef class RelayPump:
     def __cinit__(
             self, sockets, *, double byte_rate, double byte_burst, int slow_queue=4096,
             bint gso=True, bint gro=True):
-        self.stop_fd = self.outbox.fd = -1
+        self.outbox.fd = -1
+        sockets_clear(&self.sockets)
         pthread_mutex_init(&self.mutex, NULL)
         if not 0 < slow_queue <= 65536 or byte_rate <= 0 or byte_burst <= 0:
             raise ValueError("slow_queue must be between 1 and 65536, rate and burst above 0")
         self.byte_rate, self.byte_burst = byte_rate, byte_burst
         self.seats = <Seat *>take_block(SEAT_SLOTS * sizeof(Seat))
-        self.stop_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
-        if (not outbox_open(&self.outbox, slow_queue) or not inbox_open(&self.inbox) or not self.seats
-                or self.stop_fd < 0):
+        if not outbox_open(&self.outbox, slow_queue) or not inbox_open(&self.inbox) or not self.seats:
             raise OSError("no more memory or file descriptors")
-        adopt_sockets(&self.sockets, sockets, gso, gro, True)
+        sockets_open(&self.sockets, sockets, gso, gro, True)
 
     def __dealloc__(self):
         outbox_close(&self.outbox)
         give_block(self.seats)
         inbox_close(&self.inbox)
-        if self.stop_fd >= 0:
-            close(self.stop_fd)
+        sockets_close(&self.sockets)
         pthread_mutex_destroy(&self.mutex)
 
     # --- called from Python -------------------------------------------------------------------------------------
@@ -109,13 +107,14 @@ cdef class RelayPump:
     def start(self):
         if self.thread is not None:
             raise RuntimeError("the pump runs already")
+        sockets_resume(&self.sockets)
         self.is_running = True
         self.thread = threading.Thread(target=_run, args=(self,), name="relay", daemon=True)
         self.thread.start()
 
     def stop(self):
         self.is_running = False
-        signal_eventfd(self.stop_fd)
+        sockets_interrupt(&self.sockets)
         thread, self.thread = self.thread, None
         if thread is not None:
             thread.join()
@@ -132,7 +131,7 @@ cdef class RelayPump:
         cdef Origin origin
         cdef Seat *entry
         text = host.encode()
-        if seat == 0 or len(network) != NETWORK or not 0 <= socket < self.sockets.count:
+        if seat == 0 or len(network) != NETWORK or not is_open(&self.sockets, socket):
             raise ValueError(f"no seat {seat}, no socket {socket}, or a network of {len(network)} bytes")
         if not parse_origin(&origin, &self.sockets, socket, <const char *>text, port):
             raise ValueError(f"{host} is no address of the socket's family")
@@ -224,17 +223,13 @@ cdef class RelayPump:
     # --- the thread ---------------------------------------------------------------------------------------------
 
     cdef void receive_loop(self) noexcept nogil:
-        cdef pollfd fds[SOCKET_LIMIT + 1]
-        cdef int i, count = watch(fds, &self.sockets, self.stop_fd)
+        cdef int numbers[READY]
+        cdef int i
         while self.is_running:
-            poll(fds, count, -1)
-            for i in range(self.sockets.count):
-                if fds[i].revents & POLLNVAL:
-                    fds[i].fd = -1
-                elif fds[i].revents:
-                    for _ in range(TURNS):
-                        if self.receive_batch(i) < MESSAGES:
-                            break
+            for i in range(sockets_wait(&self.sockets, numbers)):
+                for _ in range(TURNS):
+                    if self.receive_batch(numbers[i]) < MESSAGES:
+                        break
 
     cdef int receive_batch(self, int socket) noexcept nogil:
         cdef int i, count = inbox_receive(&self.inbox, self.sockets.fd[socket])

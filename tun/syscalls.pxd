@@ -20,7 +20,7 @@ cdef extern from "<poll.h>" nogil:
         short events
         short revents
     int poll(pollfd *fds, unsigned long count, int timeout)
-    enum: POLLIN, POLLERR, POLLHUP, POLLNVAL
+    enum: POLLIN
 
 cdef extern from "<sys/prctl.h>" nogil:
     int prctl(int option, unsigned long first, unsigned long second, unsigned long third, unsigned long fourth)
@@ -29,6 +29,17 @@ cdef extern from "<sys/prctl.h>" nogil:
 cdef extern from "<sys/eventfd.h>" nogil:
     int eventfd(unsigned int value, int flags)
     enum: EFD_NONBLOCK, EFD_CLOEXEC
+
+cdef extern from "<sys/epoll.h>" nogil:
+    ctypedef union epoll_data_t:
+        uint64_t u64
+    struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    int epoll_create1(int flags)
+    int epoll_ctl(int epoll_fd, int operation, int fd, epoll_event *event)
+    int epoll_wait(int epoll_fd, epoll_event *events, int count, int timeout)
+    enum: EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLIN
 
 cdef extern from "<time.h>" nogil:
     struct timespec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -73,11 +74,21 @@ class RelayPeer:
     paths: tuple[Path, ...]
 
 
-Command = AddPeer | RemovePeer | MovePeer | RelayPeer | InstallKeypair | ForgetKeypairs | SendKeepalive
+@dataclass(frozen=True, slots=True)
+class AdoptSocket:
+    """Receive on a socket that was opened to guess ports, and let paths use it."""
+
+    number: int
+
+
+Command = AddPeer | RemovePeer | MovePeer | RelayPeer | InstallKeypair | ForgetKeypairs | SendKeepalive | AdoptSocket
 
 
 class DataPlane(Protocol):
     """The calls of tun.engine.Engine that commands come down to."""
+
+    def add_socket(self, number: int, fd: int) -> None:
+        """See tun/engine.pyi."""
 
     def add_peer(self, peer: int, *, roams: bool = ...) -> None:
         """See tun/engine.pyi."""
@@ -123,9 +134,15 @@ class DataPlane(Protocol):
         """See tun/engine.pyi."""
 
 
-def apply(command: Command, plane: DataPlane) -> None:
-    """Carry out one command."""
+def _no_descriptor(number: int) -> int:
+    return -1
+
+
+def apply(command: Command, plane: DataPlane, *, descriptor: Callable[[int], int] = _no_descriptor) -> None:
+    """Carry out one command. `descriptor` gives an open socket's file descriptor by its number; the twin needs none."""
     match command:
+        case AdoptSocket(number=number):
+            plane.add_socket(number, descriptor(number))
         case AddPeer(peer=peer, routes=routes):
             plane.add_peer(peer)
             for network, length in routes:

@@ -41,6 +41,7 @@ SLOW_BYTES = 2048
 SLOW_RATE = 4096
 """Such datagrams a second."""
 MAX_PEERS = 4096
+MAX_SOCKETS = 640
 HANDSHAKE_EVENT_INTERVAL = 1.0
 PATH_EVENT_INTERVAL = 0.1
 
@@ -147,8 +148,9 @@ class _Peer:
 class DataPlane:
     """One network's packets. Every call that the engine takes, with the time where it needs one."""
 
-    def __init__(self, *, slow_queue: int = 1024) -> None:
+    def __init__(self, *, sockets: int = 2, slow_queue: int = 1024) -> None:
         self._drops: Counter[DropReason] = Counter()
+        self._sockets = set(range(sockets))
         self._peers: dict[int, _Peer] = {}
         self._routes = AllowedIPs()
         self._by_index: dict[int, tuple[_Peer, _Keypair]] = {}
@@ -161,6 +163,18 @@ class DataPlane:
         self._staged_bytes = 0
         self._events: list[DataPlaneEvent] = []
         self._now = 0.0
+
+    def add_socket(self, number: int, fd: int = -1) -> None:
+        """See Engine.add_socket; there is no descriptor here."""
+        if number in self._sockets or not 0 <= number < MAX_SOCKETS:
+            raise ValueError(f"socket number {number} is in use or not between 0 and {MAX_SOCKETS - 1}")
+        self._sockets.add(number)
+
+    def remove_socket(self, number: int) -> None:
+        """See Engine.remove_socket."""
+        if number not in self._sockets:
+            raise ValueError(f"no socket {number}")
+        self._sockets.remove(number)
 
     def add_peer(self, peer: int, *, roams: bool = False) -> None:
         """See Engine.add_peer."""
@@ -195,8 +209,11 @@ class DataPlane:
     ) -> None:
         """See Engine.set_endpoint."""
         entry = self._get(peer)
-        entry.primary = _path(socket, host, port, relay_header)
-        entry.secondary = None if secondary is None else _path(*secondary)
+        paths = [_path(socket, host, port, relay_header), None if secondary is None else _path(*secondary)]
+        for path in paths:
+            if path is not None and path.socket not in self._sockets:
+                raise ValueError(f"no such socket: {path.socket}")
+        entry.primary, entry.secondary = paths
         self._flush(entry, self._now)
 
     def clear_endpoint(self, peer: int) -> None:
@@ -377,7 +394,7 @@ class DataPlane:
         message = header + primitives.aead_encrypt(keypair.send_key, counter, padded, b"")
         for path in (peer.primary, peer.secondary):
             if path is not None:
-                self._transmits.append(Transmit(path, message))
+                self._send(path, message)
         peer.tx_packets += 1
         peer.tx_bytes += len(packet)
         peer.last_sent_at = now
@@ -387,6 +404,11 @@ class DataPlane:
         is_old = keypair.is_initiator and now - keypair.created_at >= REKEY_AFTER_TIME
         if is_old or keypair.send_counter >= REKEY_AFTER_MESSAGES:
             self._report_rekey(peer, keypair)
+
+    def _send(self, path: Path, message: bytes) -> None:
+        if path.socket not in self._sockets:
+            return self._drop(DropReason.SEND_FAILED)
+        return self._transmits.append(Transmit(path, message))
 
     def _report_rekey(self, peer: _Peer, keypair: _Keypair) -> None:
         if not keypair.is_rekey_reported:

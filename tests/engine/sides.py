@@ -51,6 +51,8 @@ class Plane(CommandedPlane, Protocol):
 
     def remove_route(self, network: bytes, length: int) -> None: ...
 
+    def remove_socket(self, number: int) -> None: ...
+
 
 class Side(Protocol):
     """One plane with its TUN and its far ends."""
