@@ -11,6 +11,7 @@
     POST   /v1/networks/NET/passwd          PasswordRequest→ Reply
     POST   /v1/networks/NET/nick            NickRequest    → Reply
     POST   /v1/networks/NET/ping            PingRequest    → PingReply
+    POST   /v1/networks/NET/paths           PingRequest    → PathsReply
     GET    /v1/events                       stream of EventView, one JSON object a line
 
 NET is a network's name or uid (hex, or a prefix of at least 4 digits). An error is an `ErrorReply` with HTTP status
@@ -103,7 +104,7 @@ class NickRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PingRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One ICMP-less echo over the tunnel's control plane: a disco ping on the path in use."""
+    """A probe (docs/formats.md) on the path in use, or on each path. It does not pass the tunnel itself."""
 
     peer: str
     timeout_s: float = 2.0
@@ -116,6 +117,29 @@ class PingReply(msgspec.Struct, frozen=True, kw_only=True):
     address: str
     path: str  # "direct 203.0.113.9:43667" or "relay via rendezvous"
     rtt_ms: float | None
+
+
+class PathRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One path to a peer. What is usual comes from all pings of late, in use or not."""
+
+    kind: str  # direct v4 | direct v6 | LAN | mapped | relay
+    address: str  # the peer's or the relay's
+    relay: str | None  # nick of a member, rendezvous, or rendezvous by TCP
+    state: str  # in use | doubles | standby | held | doubtful | dead | silent
+    rtt_ms: float | None  # of this round; None if nothing came back in time
+    usual_rtt_ms: float | None
+    jitter_ms: float | None
+    loss: float | None  # 0 … 1, one way
+    r: float | None  # the E-model's, 0 … 93.2
+    mos: float | None
+
+
+class PathsReply(msgspec.Struct, frozen=True, kw_only=True):
+    """One round of pings, one on each path that is known, what is used first."""
+
+    nick: str
+    address: str
+    paths: list[PathRow]
 
 
 class PeerView(msgspec.Struct, frozen=True, kw_only=True):

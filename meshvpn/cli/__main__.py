@@ -16,7 +16,7 @@ import meshvpn
 
 from .. import ipc
 from ..usage import usage_line
-from . import members, networks, views
+from . import members, networks, ping, views
 from .client import REFUSED, USAGE, Client, CliError
 from .common import Options
 
@@ -60,7 +60,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "list": views.list_networks,
     "peers": views.peers,
     "status": views.status,
-    "ping": views.ping,
+    "ping": ping.ping,
     "events": views.events,
 }
 HAMACHIS_WORDS = {"go-online": "up", "go-offline": "down", "set-nick": "nick", "set-pass": "passwd"}

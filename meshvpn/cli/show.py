@@ -40,11 +40,30 @@ def peer_rows(peers: Sequence[ipc.PeerView]) -> list[list[str]]:
                 path,
                 peer.endpoint or "-",
                 _figure(peer.rtt_ms, "{:.1f} ms"),
-                "-" if peer.loss is None else f"{100 * peer.loss:.1f} %",
+                _percent(peer.loss),
                 _figure(peer.jitter_ms, "{:.1f} ms"),
                 _figure(peer.mos, "{:.2f}"),
                 _bytes(peer.rx_bytes),
                 _bytes(peer.tx_bytes),
+            ]
+        )
+    return rows
+
+
+def path_rows(paths: Sequence[ipc.PathRow]) -> list[list[str]]:
+    """The table of `ping --paths`, header first."""
+    rows = [["path", "address", "rtt", "loss", "jitter", "R", "MOS", "state"]]
+    for path in paths:
+        rows.append(
+            [
+                path.kind if path.relay is None else f"relay via {path.relay}",
+                path.address,
+                _figure(path.rtt_ms, "{:.1f} ms"),
+                _percent(path.loss),
+                _figure(path.jitter_ms, "{:.1f} ms"),
+                _figure(path.r, "{:.0f}"),
+                _figure(path.mos, "{:.2f}"),
+                path.state,
             ]
         )
     return rows
@@ -79,6 +98,10 @@ def _member_line(member: ipc.PeerView) -> str:
 
 def _figure(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
 
 
 def _bytes(count: int) -> str:

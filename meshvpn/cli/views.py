@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from typing import Annotated
-
 import msgspec
 import typer
 
 from .. import ipc
 from . import show
-from .client import REFUSED
-from .common import Net, Peer, print_json, route
+from .common import Net, print_json, route
 
 
 def list_networks(context: typer.Context) -> None:
@@ -52,30 +48,6 @@ def status(context: typer.Context) -> None:
         print(f"settings   : {name} {show.settings(config)}")
     for problem in found.problems:
         print(f"problem    : {problem}")
-
-
-def ping(
-    context: typer.Context,
-    net: Net,
-    peer: Peer,
-    count: Annotated[int, typer.Option("-c", "--count", min=1, max=1000, help="how many")] = 4,
-) -> None:
-    """Measure the round trip to a member on the path in use."""
-    replies: list[ipc.PingReply] = []
-    for number in range(count):
-        started = time.monotonic()
-        request = ipc.PingRequest(peer=peer)
-        reply = context.obj.client.post(route(net, "ping"), request, ipc.PingReply)
-        replies.append(reply)
-        if not context.obj.json:
-            answer = "no answer" if reply.rtt_ms is None else f"{reply.rtt_ms:.2f} ms"
-            print(f"{reply.nick} ({reply.address}) {reply.path}: {answer}", flush=True)
-        if number + 1 < count and reply.rtt_ms is not None:
-            time.sleep(max(0.0, 1.0 - (time.monotonic() - started)))  # one a second, like ping
-    if context.obj.json:
-        print_json(replies)
-    if all(reply.rtt_ms is None for reply in replies):
-        raise typer.Exit(REFUSED)
 
 
 def events(context: typer.Context) -> None:

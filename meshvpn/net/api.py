@@ -108,6 +108,7 @@ class Api:
                 web.post(f"{net}/passwd", self._passwd),
                 web.post(f"{net}/nick", self._nick),
                 web.post(f"{net}/ping", self._ping),
+                web.post(f"{net}/paths", self._paths),
             ]
         )
         return application
@@ -199,6 +200,9 @@ class Api:
 
     async def _ping(self, request: web.Request) -> web.Response:
         return _json(await self._network(request).ping(await _body(request, ipc.PingRequest)))
+
+    async def _paths(self, request: web.Request) -> web.Response:
+        return _json(await self._network(request).ping_paths(await _body(request, ipc.PingRequest)))
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         queue = self._events.open()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Network
 
 import msgspec
@@ -15,6 +15,7 @@ import meshvpn
 from .. import ipc
 from ..config import NetworkConfig
 from ..proto import keys as key_rules
+from ..proto import path_view
 from ..proto.control import MAX_MEMBERS, RefusalCode
 from ..proto.control_session import ControlSession, SessionRefused, attach_opening, create_opening
 from ..proto.errors import MembershipError, RendezvousError
@@ -35,6 +36,7 @@ from ..proto.primitives import x25519_public
 from ..proto.roster import Roster
 from ..proto.transport import Address, Path
 from ..state import NetworkState, SavedPath, StateDir, StateError
+from . import views
 from .control_link import ControlLink, ServerUnreachableError
 from .enrolment import Enrolled
 from .randomness import entropy
@@ -217,30 +219,46 @@ class Network:
     async def ping(self, request: ipc.PingRequest) -> ipc.PingReply:
         """One round trip on the path in use. Raises MembershipError."""
         runner = self._running()
-        token, self._next_ping = self._next_ping, self._next_ping + 1
-        future = self._pings[token] = asyncio.get_running_loop().create_future()
-        found: list[MeshPeer] = []
-
-        def send(node: Node, now: float, wall_ns: int) -> int:
-            found.append(node.ping(request.peer, token, now=now, wall_ns=wall_ns))
-            return token
-
-        try:
-            runner.act(send)
-            async with asyncio.timeout(min(max(request.timeout_s, 0.1), 30.0)):
-                answer: PingFinished | None = await future
-        except TimeoutError:
-            answer = None
-        finally:
-            self._pings.pop(token, None)
-        member, path = found[0].member, found[0].agent.primary
-        where = "no path" if path is None else f"direct {path.remote}" if path.is_direct else "relay via rendezvous"
+        peer = runner.node.find_peer(request.peer)
+        answers = await self._ping(runner, peer, [None], request.timeout_s)
+        rtt = answers[0]
         return ipc.PingReply(
-            nick=member.nick,
-            address=member.address,
-            path=where,
-            rtt_ms=None if answer is None else round(answer.rtt * 1000, 3),
+            nick=peer.member.nick,
+            address=peer.member.address,
+            path=views.path_name(peer.agent.primary, peer.via),
+            rtt_ms=None if rtt is None else round(rtt * 1000, 3),
         )
+
+    async def ping_paths(self, request: ipc.PingRequest) -> ipc.PathsReply:
+        """One round trip on each known path, all at once. Raises MembershipError."""
+        runner = self._running()
+        peer = runner.node.find_peer(request.peer)
+        asked = [seen.path for seen in path_view.views(peer.agent, now=time.monotonic())]
+        rtts = dict(zip(asked, await self._ping(runner, peer, asked, request.timeout_s), strict=True))
+        rows = [
+            views.path_row(seen, peer, runner.node.relay_of(peer, seen.path), rtts[seen.path])
+            for seen in path_view.views(peer.agent, now=time.monotonic())
+            if seen.path in rtts
+        ]
+        return ipc.PathsReply(nick=peer.member.nick, address=peer.member.address, paths=rows)
+
+    async def _ping(
+        self, runner: NetworkRunner, peer: MeshPeer, paths: Sequence[Path | None], patience: float
+    ) -> list[float | None]:
+        """The round trips in seconds, None where no answer came in time."""
+        futures = [asyncio.get_running_loop().create_future() for _ in paths]
+        first, self._next_ping = self._next_ping, self._next_ping + len(paths)
+        waiting = dict(enumerate(futures, first))
+        self._pings.update(waiting)
+        try:
+            for token, path in zip(waiting, paths, strict=True):
+                runner.act(_probe(peer, token, path))
+            if futures:
+                await asyncio.wait(futures, timeout=min(max(patience, 0.1), 30.0))
+        finally:
+            for token in waiting:
+                del self._pings[token]
+        return [future.result().rtt if future.done() else None for future in futures]
 
     def _running(self) -> NetworkRunner:
         if self.runner is None:
@@ -349,33 +367,14 @@ class Network:
     def peers(self) -> list[ipc.PeerView]:
         """One row a member."""
         now = time.monotonic()
-        return [self._peer_view(member.identity, now) for member in self.roster.members.values()]
+        known = {} if self.runner is None else self.runner.node.peers
+        return [
+            views.peer_view(member, known.get(identity), now=now) for identity, member in self.roster.members.items()
+        ]
 
-    def _peer_view(self, identity: bytes, now: float) -> ipc.PeerView:
-        member = self.roster.members[identity]
-        peer = None if self.runner is None else self.runner.node.peers.get(identity)
-        path = None if peer is None else peer.agent.primary
-        quality = None if peer is None else peer.agent.quality()
-        rtt = None if quality is None else quality.rtt
-        return ipc.PeerView(
-            nick=member.nick,
-            identity=identity.hex(),
-            address=member.address,
-            address6=member.address6,
-            state=("pending" if member.is_pending else "offline") if peer is None else peer.state.value,
-            endpoint=str(path.remote) if path is not None and path.is_direct else None,
-            relay="rendezvous" if path is not None and not path.is_direct else None,
-            rtt_ms=None if rtt is None else round(rtt * 1000, 2),
-            jitter_ms=None
-            if quality is None or quality.jitter is None or rtt is None
-            else round(quality.jitter * 1000, 2),
-            loss=None if quality is None or rtt is None else round(quality.loss, 4),
-            mos=None if quality is None or quality.mos is None else round(quality.mos, 2),
-            rx_bytes=0 if peer is None else peer.traffic.rx_bytes,
-            tx_bytes=0 if peer is None else peer.traffic.tx_bytes,
-            last_handshake_s=None if peer is None or peer.session_at is None else round(now - peer.session_at, 1),
-            routes=[f"{member.address}/32", f"{member.address6}/128", *member.subnets],
-        )
+
+def _probe(peer: MeshPeer, token: int, path: Path | None) -> Callable[[Node, float, int], int]:
+    return lambda node, now, wall_ns: node.ping(peer, token, path, now=now, wall_ns=wall_ns)
 
 
 class _Nobody:

@@ -35,7 +35,7 @@ from .errors import MembershipError
 from .events import ActionFinished, MembershipChanged, NodeEvent, PeerChanged, ServerChanged, StateChanged
 from .gather import CandidatesChanged, Gatherer, RelayBound, RelayUnbound
 from .keys import NetworkKeys, mapping_nonce
-from .member import EpochChanged, MemberAdded, MemberRemoved, NetworkDeleted, SelfEvicted, SelfReinstated
+from .member import EpochChanged, Member, MemberAdded, MemberRemoved, NetworkDeleted, SelfEvicted, SelfReinstated
 from .member import MemberChanged as RecordChanged
 from .membership import MemberKeys, Membership, Profile
 from .options import Options
@@ -280,14 +280,22 @@ class Node:
         self._settle(now, wall_ns)
         return rid
 
-    def ping(self, peer: str, token: int, *, now: float, wall_ns: int) -> MeshPeer:
-        """Send a probe on the path in use; answered by PingFinished, or not at all. Raises MembershipError."""
+    def find_peer(self, peer: str) -> MeshPeer:
+        """By nick, address or identity prefix. Raises MembershipError."""
         found = self.peers.get(self.membership.find_member(peer).identity)
         if found is None:
             raise MembershipError(f"{peer} cannot be reached: it is not approved yet, or this host is out")
-        self._peering.ping(found, token, now=now)
-        self._settle(now, wall_ns)
         return found
+
+    def relay_of(self, peer: MeshPeer, path: Path) -> Member | None:
+        """The member that forwards on a path to this peer; None: nobody, or the rendezvous."""
+        return self._peering.relay_of(peer, path)
+
+    def ping(self, peer: MeshPeer, token: int, path: Path | None, *, now: float, wall_ns: int) -> int:
+        """Send a probe on a path, None: the one in use; answered by PingFinished, or not at all."""
+        self._peering.ping(peer, token, path, now=now)
+        self._settle(now, wall_ns)
+        return token
 
     # --- draining the machines: session → roster → peers, the gatherer → peers, offers → session --------------------
 

@@ -218,9 +218,9 @@ class PathAgent:
             self._ask_for_round(now)
         self._settle(now)
 
-    def handle_ping_request(self, token: int, *, now: float) -> bool:
-        """The user wants a round trip on the primary; answered by PingAnswered. False: there is no path."""
-        probe = self.table.primary
+    def handle_ping_request(self, token: int, path: Path | None = None, *, now: float) -> bool:
+        """The user wants a round trip on a known path, None: the primary; answered by PingAnswered. False: no such."""
+        probe = self.table.primary if path is None else self.table.get(path)
         if probe is None:
             return False
         self._ping(probe, now, token)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import ip_address
@@ -11,7 +11,7 @@ from .candidate import Offer
 from .disco import DiscoBox
 from .member import Member
 from .path import PathAgent
-from .transport import Path
+from .transport import Address, Path
 
 
 class PeerState(StrEnum):
@@ -63,6 +63,8 @@ class MeshPeer:
     offers_sent: int = 0
     last_offer: tuple[bytes, int] | None = None
     """Disco key and sequence of the newest offer that was accepted."""
+    candidates: Mapping[Address, int] = field(default_factory=dict)
+    """That offer's addresses with their CandidateKind."""
     reported: PeerState | None = None
 
     @property

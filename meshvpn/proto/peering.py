@@ -170,6 +170,7 @@ class Peering:
             offer, candidates = self.offers.open(message, peer)
         except MalformedMessage as error:
             return error.reason
+        self.peers[message.source].candidates = {entry.address: entry.kind for entry in candidates}
         self._touch(self.peers[message.source]).handle_offer(offer, candidates, now=now)
         return None
 
@@ -240,9 +241,14 @@ class Peering:
                 peer.traffic = traffic
                 self._touch(peer).handle_traffic(traffic.rx_packets, traffic.tx_packets, now=now)
 
-    def ping(self, peer: MeshPeer, token: int, *, now: float) -> None:
-        """A probe that the user wants, on the path in use."""
-        self._touch(peer).handle_ping_request(token, now=now)
+    def ping(self, peer: MeshPeer, token: int, path: Path | None, *, now: float) -> None:
+        """A probe that the user wants, on a path, None: the one in use."""
+        self._touch(peer).handle_ping_request(token, path, now=now)
+
+    def relay_of(self, peer: MeshPeer, path: Path) -> Member | None:
+        """The member that forwards on a path to this peer; None: nobody, or the rendezvous."""
+        number = self._relaying.member_of(peer, path, self._by_number.values())
+        return None if number is None else self._by_number[number].member
 
     # Time and output.
 

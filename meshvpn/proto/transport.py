@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
 
 RELAY_WORD = 5
 """First 32-bit word (little-endian) of a relay frame; 1 to 4 are WireGuard's message types."""
@@ -18,6 +19,9 @@ def is_frame(data: bytes) -> bool:
     return len(data) >= RELAY_HEADER.size and data[:4] == _FRAME_START
 
 
+_PRIVATE = tuple(ip_network(text) for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"))
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Address:
     """A UDP address: numeric host (no scope id) and port."""
@@ -29,6 +33,12 @@ class Address:
     def is_ipv6(self) -> bool:
         """True for IPv6; an IPv4 address never appears in its mapped form."""
         return ":" in self.host
+
+    @property
+    def is_private(self) -> bool:
+        """True inside somebody's own network (RFC 1918, RFC 4193): one that another host may have as well."""
+        host = ip_address(self.host)
+        return any(host in network for network in _PRIVATE if network.version == host.version)
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if self.is_ipv6 else f"{self.host}:{self.port}"

@@ -410,7 +410,53 @@ def test_ping_fails_when_nothing_answers(daemon: FakeDaemon) -> None:
     daemon.reply = ipc.PingReply(nick="berlin", address="10.7.5.2", path="direct", rtt_ms=None)
     done = meshvpn(daemon.path, "ping", "n", "berlin", "-c", "2")
     assert done.returncode == 1
-    assert done.stdout.count("no answer") == 2
+    assert done.stdout.count("no answer") == 4  # twice on the path, twice through the tunnel
+    assert "the path          0 of 2 answered" in done.stdout
+
+
+def test_ping_echoes_through_the_tunnel_too(daemon: FakeDaemon) -> None:
+    daemon.reply = ipc.PingReply(nick="berlin", address="127.0.0.1", path="direct 1.2.3.4:5", rtt_ms=None)
+    done = meshvpn(daemon.path, "--json", "ping", "n", "berlin", "-c", "2")
+    assert done.returncode == 0  # the path's pings are lost, what a call needs is not
+    lines = json.loads(done.stdout)
+    assert [(line["rtt_ms"], 0 < line["tunnel_ms"] < 1000) for line in lines] == [(None, True)] * 2
+
+
+ROW = ipc.PathRow(
+    kind="direct v4",
+    address="203.0.113.9:43667",
+    relay=None,
+    state="in use",
+    rtt_ms=20.0,
+    usual_rtt_ms=21.0,
+    jitter_ms=0.5,
+    loss=0.0,
+    r=92.0,
+    mos=4.4,
+)
+
+
+def test_ping_shows_a_row_for_each_path(daemon: FakeDaemon) -> None:
+    relay = msgspec.structs.replace(
+        ROW, kind="relay", address="20.3.0.1:7770", relay="hub", state="standby", rtt_ms=None
+    )
+    daemon.reply = ipc.PathsReply(nick="berlin", address="10.7.5.2", paths=[ROW, relay])
+    done = meshvpn(daemon.path, "ping", "n", "berlin", "-c", "2", "--paths")
+    assert done.returncode == 0
+    assert [line.split() for line in done.stdout.splitlines()] == [
+        ["path", "address", "rtt", "loss", "jitter", "R", "MOS", "state"],
+        ["direct", "v4", "203.0.113.9:43667", "20.0", "ms", "0.0", "%", "0.0", "ms", "92", "4.39", "in", "use"],
+        ["relay", "via", "hub", "20.3.0.1:7770", "-", "100.0", "%", "-", "-", "-", "standby"],
+    ]
+    assert [request[1] for request in daemon.requests] == ["/v1/networks/n/paths"] * 2
+    printed = json.loads(meshvpn(daemon.path, "ping", "n", "berlin", "-c", "1", "--paths", "--json").stdout)
+    assert [(line["sent"], line["answered"], line["usual_rtt_ms"]) for line in printed] == [(1, 1, 21.0), (1, 0, 21.0)]
+
+
+def test_ping_says_when_no_path_is_known(daemon: FakeDaemon) -> None:
+    daemon.reply = ipc.PathsReply(nick="berlin", address="10.7.5.2", paths=[])
+    done = meshvpn(daemon.path, "ping", "n", "berlin", "-c", "1", "--paths")
+    assert (done.returncode, done.stdout) == (1, "no path to berlin is known; is it online? See `meshvpn list`\n")
 
 
 def _typed(daemon: FakeDaemon, arguments: list[str], *answers: str) -> tuple[int, str]:

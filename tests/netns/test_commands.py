@@ -53,6 +53,10 @@ def test_json_has_the_keys_that_scripts_rely_on(mesh: Mesh) -> None:
     replies = as_json(mesh, 1, "ping", NETWORK, "piaf-server2", "-c", "1")
     assert [reply["address"] for reply in replies] == [mesh.address(2)]
     assert replies[0]["rtt_ms"] > 0
+    assert replies[0]["tunnel_ms"] > 0
+    paths = as_json(mesh, 1, "ping", NETWORK, "piaf-server2", "-c", "1", "--paths")
+    assert (paths[0]["kind"], paths[0]["state"], paths[0]["answered"]) == ("direct v4", "in use", 1)
+    assert [(path["relay"], path["answered"]) for path in paths if path["kind"] == "relay"] == [("rendezvous", 1)]
 
 
 def test_a_member_is_named_by_nick_address_or_identity(mesh: Mesh) -> None:

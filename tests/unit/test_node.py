@@ -111,7 +111,7 @@ def test_who_is_evicted_has_no_peers_and_who_is_reinstated_has_them_again(networ
     node.handle_disconnected(now=3.0, wall_ns=WALL_NS)
     assert not node.peers
     with pytest.raises(MembershipError, match="cannot be reached"):
-        node.ping("pbx2", 1, now=3.0, wall_ns=WALL_NS)
+        node.find_peer("pbx2")
     signer = network.roster(0)
     signer.handle_charter(update.charter, [], wall=WALL)
     again = owner.unban(signer, network.owner, network.identities[1].public, wall=WALL)
@@ -151,7 +151,7 @@ def test_a_member_that_waits_for_approval_is_no_peer_until_it_has_it() -> None:
     node = attached(network, 1)
     assert not node.peers
     with pytest.raises(MembershipError, match="not approved yet"):
-        node.ping("pbx2", 1, now=2.0, wall_ns=WALL_NS)
+        node.find_peer("pbx2")
     approval = owner.approve(network.roster(0), network.owner, network.identities[2].public, wall=WALL)
     entry = network.entries[2]
     approved = control.MemberEntry(entry.identity, entry.address, entry.envelope, approval)
