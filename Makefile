@@ -45,7 +45,7 @@ bench: setup  ## measure against other programs and bare copies, about 15 minute
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	rm -rf bench/bin bench/results
+	rm -rf bench/bin bench/results tests/netns/bin
 	rm -f tun/*.c tun/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

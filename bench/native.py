@@ -1,18 +1,14 @@
-"""The C programs of the benchmark, compiled when they are older than their source."""
+"""The C programs of the benchmark."""
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
+from tests.netns.native import compiled
+
 HERE = Path(__file__).resolve().parent
-_FLAGS = ("-O2", "-Wall", "-Wextra", "-pthread")
 
 
 def program(name: str) -> str:
     """The path of a compiled program. Raises CalledProcessError."""
-    source, binary = HERE / f"{name}.c", HERE / "bin" / name
-    if not binary.exists() or binary.stat().st_mtime < source.stat().st_mtime:
-        binary.parent.mkdir(exist_ok=True)
-        subprocess.run(["gcc", *_FLAGS, "-o", str(binary), str(source), "-lm"], check=True)
-    return str(binary)
+    return compiled(HERE / f"{name}.c")

@@ -15,6 +15,7 @@ Everything carries a prefix of its own and is removed at the end, also after a f
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -24,7 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVER_HOST = "20.1.0.1"
@@ -60,18 +61,18 @@ class LabError(Exception):
 class Lab:
     """The namespaces and the processes in them."""
 
+    _numbers = itertools.count()
+
     def __init__(self) -> None:
-        self.prefix = f"mv{os.getpid() % 100000}"
+        self.prefix = f"mv{os.getpid() % 100000}x{next(self._numbers)}"
         self.directory = Path(tempfile.mkdtemp(prefix=f"{self.prefix}-"))
         self._namespaces: list[str] = []
         self._processes: list[subprocess.Popen[Any]] = []
 
-    def __enter__(self) -> Lab:
+    def __enter__(self) -> Self:
         try:
             self._namespace("net")
-            self._ip("net", "link add br0 type bridge")
-            self._ip("net", "link set br0 up")
-            self._ip("net", f"addr add {SERVER_HOST}/16 dev br0")
+            self._make_internet()
         except BaseException:
             self.close()
             raise
@@ -194,6 +195,11 @@ class Lab:
             process.kill()
             process.communicate()
         self._processes.clear()
+
+    def _make_internet(self) -> None:
+        self._ip("net", "link add br0 type bridge")
+        self._ip("net", "link set br0 up")
+        self._ip("net", f"addr add {SERVER_HOST}/16 dev br0")
 
     def _namespace(self, name: str) -> None:
         subprocess.run(["ip", "netns", "add", self.prefix + name], check=True)
