@@ -87,7 +87,9 @@ class Client:
     ) -> http.client.HTTPResponse:
         connection = _Connection(self._path, timeout)
         try:
-            connection.request(method, route, None if body is None else msgspec.json.encode(body))
+            data = None if body is None else msgspec.json.encode(body)
+            # Then the connection ends with the answer, and a client that lives on keeps none open.
+            connection.request(method, route, data, {"Connection": "close"})
             return connection.getresponse()
         except (http.client.HTTPException, ConnectionResetError, BrokenPipeError) as error:
             raise CliError("the daemon ended while it was asked; see `journalctl -u meshvpnd`", NO_DAEMON) from error

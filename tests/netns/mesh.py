@@ -16,6 +16,7 @@ from .stream import Stream
 
 BIN = Path(sys.executable).parent
 NETWORK = "piaf-vpn"
+DEFAULT_PORT = 7770
 
 _BLOCK = """
 table ip block {
@@ -34,9 +35,11 @@ class Mesh:
     def __init__(self, lab: Lab, sites: int, *, log_level: str = "INFO") -> None:
         self.lab = lab
         self.log_level = log_level
+        self.port = DEFAULT_PORT
         self.hosts = {number: lab.add_site(number) for number in range(1, sites + 1)}
         self.server: subprocess.Popen[bytes] | None = None
         self.daemons: dict[int, subprocess.Popen[bytes]] = {}
+        self.starts: dict[int, int] = {}
         self.password_file = self.write_password("password", "correct horse battery staple")
 
     def start(self) -> None:
@@ -59,7 +62,14 @@ class Mesh:
     def start_server(self) -> None:
         """Start the rendezvous, the first time or again."""
         data = self.lab.directory / "rendezvous"
-        command = [str(BIN / "meshvpn-rendezvous"), "serve", "--listen", f"{SERVER_HOST}:7770", "--data", str(data)]
+        command = [
+            str(BIN / "meshvpn-rendezvous"),
+            "serve",
+            "--listen",
+            f"{SERVER_HOST}:{self.port}",
+            "--data",
+            str(data),
+        ]
         self.server = self.lab.start("net", "rendezvous", [*command, "--log-level", self.log_level])
         started = self.lab.log("rendezvous").count("ready") + 1
         self.lab.wait("rendezvous ready", lambda: self.lab.log("rendezvous").count("ready") >= started)
@@ -84,8 +94,10 @@ class Mesh:
         state = self.lab.directory / f"state{number}"
         command = [str(BIN / "meshvpnd"), "--state-dir", str(state), "--socket", str(self.socket(number))]
         command += ["--log-level", self.log_level]
+        starts = self.starts.get(number, 0) + 1
+        self.starts[number] = starts
         self.daemons[number] = self.lab.start(self.hosts[number], name, command)
-        self.lab.wait(f"{name} answers", lambda: self.attempt(number, "status").returncode == 0)
+        self.lab.wait(f"{name} is ready", lambda: self.lab.log(name).count(" ready state=") >= starts)
 
     def socket(self, number: int) -> Path:
         """The path of a daemon's API."""

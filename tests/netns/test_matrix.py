@@ -1,0 +1,168 @@
+"""Every kind of NAT against every other at a round trip of 80 ms: directly where that is possible, relayed where not.
+
+Two sites of each kind are in one network, so that each cell of the table but those of its diagonal has four pairs. What
+is found without guessing is timed from the moment at which the second end knew the first; the members enter one after
+the other. Guessing is done for those who talk, one pair after the other, as it would be for one host; it is timed from
+the first packet. Pairs that can only be relayed talk all the while.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from . import nats
+from .natlab import NatLab
+from .natmesh import Heard, NatMesh
+
+pytestmark = pytest.mark.netns
+
+LINE_DELAY = 20.0
+"""Milliseconds; four lines make a round trip."""
+BOUNDS = {"D": 2.0, "P": 4.0, "B": 10.0}
+"""Seconds until both ends send directly: without guessing, with a predicted port, by a birthday search."""
+EXPECTED = """
+                public  firewall  cone  restricted  port  carrier  counting  symmetric  mapped  blocked
+    public      D       D         D     D           D     D        D         D          D       R
+    firewall            D         D     D           D     D        P         B          D       R
+    cone                          D     D           D     D        D         D          D       R
+    restricted                          D           D     D        D         D          D       R
+    port                                            D     D        P         B          D       R
+    carrier                                               D        P         B          D       R
+    counting                                                       P         R          D       R
+    symmetric                                                                R          D       R
+    mapped                                                                              D       R
+    blocked                                                                                     R
+"""
+_HEAD, *_ROWS = (line.split() for line in EXPECTED.split("\n") if line.strip())
+KINDS = tuple(_HEAD)
+CELLS = {
+    (row[0], column): letter for row in _ROWS for column, letter in zip(KINDS[-len(row) + 1 :], row[1:], strict=True)
+}
+RELAYED_RATE = 10.0
+"""Packets a second each way between those that are relayed: 42 pairs at once, on any machine."""
+RELAYED_FOR = 10.0
+"""Seconds at least."""
+LACKING = {cell for cell, letter in CELLS.items() if letter in "PB"}
+for _cell in LACKING:
+    del CELLS[_cell]
+
+
+@dataclass(slots=True)
+class Pair:
+    """Two sites by number, and what became of them."""
+
+    a: int
+    b: int
+    seconds: float | None = None
+    """Until it was direct; None: it was not."""
+    is_relayed: bool = False
+    heard: tuple[Heard, ...] = ()
+
+    def describe(self) -> str:
+        """For people."""
+        lost = "".join(f", {heard.lost} of {heard.sent} lost" for heard in self.heard)
+        how = f"{self.seconds:.2f} s" if self.seconds is not None else "relay" if self.is_relayed else "neither"
+        return f"{self.a}-{self.b}: {how}{lost}"
+
+
+@dataclass(slots=True)
+class Matrix:
+    """The sites and the pairs of each cell."""
+
+    mesh: NatMesh
+    pairs: dict[tuple[str, str], list[Pair]] = field(default_factory=dict)
+
+    def of(self, letter: str) -> list[Pair]:
+        """The pairs of all cells that are marked so."""
+        return [pair for cell, pairs in self.pairs.items() if CELLS[cell] == letter for pair in pairs]
+
+    def measure(self) -> None:
+        """Let them find each other."""
+        deadline = time.time() + 2 * BOUNDS["D"]
+        for pair in self.of("D"):
+            self._await_direct(pair, deadline)
+        relayed = self.of("R")
+        for pair in relayed:
+            self.mesh.wait_state("relay", pair.a, pair.b)
+        for pair in relayed:
+            self.mesh.begin(pair.a, pair.b, rate=RELAYED_RATE)
+        talked_until = time.time() + RELAYED_FOR
+        for letter in "PB":
+            for pair in self.of(letter):
+                began = time.time()
+                self.mesh.begin(pair.a, pair.b)
+                self._await_direct(pair, began + 2 * BOUNDS[letter], began)
+                pair.heard = self.mesh.end(pair.a, pair.b)
+        if (left := talked_until - time.time()) > 0:
+            time.sleep(left)
+        for pair in relayed:
+            pair.heard = self.mesh.end(pair.a, pair.b)
+            pair.is_relayed = self.mesh.is_reached("relay", pair.a, pair.b)
+
+    def _await_direct(self, pair: Pair, deadline: float, began: float = 0.0) -> None:
+        """What is direct before it talks was found since both knew of each other."""
+        ends = [(pair.a, pair.b), (pair.b, pair.a)]
+        while True:
+            changes = [self.mesh.changes(*end) for end in ends]
+            if all(end and end[-1].state == "direct" for end in changes):
+                direct_at, known_at = max(end[-1].at for end in changes), max(end[0].at for end in changes)
+                pair.seconds = direct_at - (known_at if direct_at < began else max(known_at, began))
+                return
+            if time.time() > deadline:
+                return
+            time.sleep(0.05)
+
+
+def _add_site(lab: NatLab, number: int, kind: str) -> str:
+    """The host of a site of that kind."""
+    if kind in ("public", "firewall"):
+        return lab.add_public(number, has_firewall=kind == "firewall")
+    if kind == "carrier":
+        return lab.add_site(number, nats.PORT_RESTRICTED, behind=lab.add_carrier(number, nats.CARRIER_GRADE))
+    return lab.add_site(
+        number,
+        {
+            "cone": nats.FULL_CONE,
+            "restricted": nats.RESTRICTED,
+            "port": nats.PORT_RESTRICTED,
+            "counting": nats.SYMMETRIC_COUNTING,
+            "symmetric": nats.SYMMETRIC,
+            "mapped": replace(nats.SYMMETRIC, forwards=f"192.168.{number}.2"),
+            "blocked": nats.UDP_BLOCKED,
+        }[kind],
+    )
+
+
+@pytest.fixture(scope="module")
+def matrix() -> Iterator[Matrix]:
+    with NatLab(delay=LINE_DELAY) as lab:
+        kinds = dict(enumerate(KINDS * 2, 1))
+        mesh = NatMesh(lab, {number: _add_site(lab, number, kind) for number, kind in kinds.items()})
+        made = Matrix(mesh, {cell: [] for cell in CELLS})
+        for a, b in itertools.combinations(kinds, 2):
+            cell = (kinds[a], kinds[b])
+            if cell in LACKING or cell[::-1] in LACKING:
+                continue
+            made.pairs[cell if cell in CELLS else cell[::-1]].append(Pair(a, b))
+        mesh.start()
+        made.measure()
+        yield made
+
+
+@pytest.mark.parametrize("cell", CELLS, ids="-".join)
+def test_each_cell_of_the_matrix_is_as_good_as_it_can_be(matrix: Matrix, cell: tuple[str, str]) -> None:
+    letter, pairs = CELLS[cell], matrix.pairs[cell]
+    sys.stdout.write(f"{letter} {' - '.join(cell)}: {'; '.join(pair.describe() for pair in pairs)}\n")
+    for pair in pairs:
+        if letter == "R":
+            assert pair.is_relayed, pair
+            assert all(heard.is_whole for heard in pair.heard), pair
+        else:
+            assert pair.seconds is not None, pair.describe()
+            assert pair.seconds <= BOUNDS[letter], pair.describe()
