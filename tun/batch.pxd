@@ -87,8 +87,8 @@ cdef inline void build_message(Batch *batch, Endpoint *to, const int *run, int l
     batch.vector_count += count
 
 cdef inline void build_run(Batch *batch, int first, int count) noexcept nogil:
-    # One message from `first` and the packets of the same peer that may share it: same size and TOS, the last one may
-    # be shorter. A packet that does not fit ends the run, so nothing is reordered.
+    # One message from `first` and the packets of the same peer that may share it: same size, TOS and paths, the last
+    # one may be shorter. A packet that does not fit ends the run, so nothing is reordered.
     cdef Slot *head = &batch.slots[first]
     cdef Slot *slot
     cdef int run[BATCH]
@@ -100,7 +100,8 @@ cdef inline void build_run(Batch *batch, int first, int count) noexcept nogil:
             slot = &batch.slots[i]
             if slot.is_sent or slot.peer is not head.peer:
                 continue
-            if slot.tos != head.tos or slot.size > head.size or slot.primary is not head.primary:
+            if (slot.tos != head.tos or slot.size > head.size or slot.primary is not head.primary
+                    or slot.secondary is not head.secondary):
                 break
             if total + (length + 1) * RELAY_HEADER + slot.size > GSO_BYTES:
                 break

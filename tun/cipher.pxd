@@ -5,7 +5,7 @@
 # vector code likes. Long messages, and a libsodium that hides the parts, use the AEAD itself; the bytes are the same,
 # and a test compares them.
 
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 
 cdef enum:
@@ -33,6 +33,31 @@ cdef struct Sodium:
     keystream_t keystream       # NULL: it and the next two are hidden
     authenticate_t authenticate
     verify_t verify
+
+cdef inline int load_sodium(Sodium *sodium) except -1:
+    # Importing nacl.bindings runs sodium_init, without which libsodium uses its slow reference code.
+    import ctypes
+
+    import nacl._sodium
+    import nacl.bindings
+
+    ffi, lib = nacl._sodium.ffi, nacl._sodium.lib
+    sodium.aead_encrypt = <aead_encrypt_t><uintptr_t>int(ffi.cast(
+        "uintptr_t", ffi.addressof(lib, "crypto_aead_chacha20poly1305_ietf_encrypt")))
+    sodium.aead_decrypt = <aead_decrypt_t><uintptr_t>int(ffi.cast(
+        "uintptr_t", ffi.addressof(lib, "crypto_aead_chacha20poly1305_ietf_decrypt")))
+    # PyNaCl has no names for the parts, but its library may show them.
+    try:
+        library = ctypes.CDLL(nacl._sodium.__file__)
+        keystream, authenticate, verify = [
+            ctypes.cast(library[name], ctypes.c_void_p).value
+            for name in ("crypto_stream_chacha20_ietf", "crypto_onetimeauth_poly1305", "crypto_verify_16")]
+    except (OSError, AttributeError):
+        return 0
+    sodium.keystream = <keystream_t><uintptr_t>keystream
+    sodium.authenticate = <authenticate_t><uintptr_t>authenticate
+    sodium.verify = <verify_t><uintptr_t>verify
+    return 0
 
 cdef struct Cipher:
     # Of one thread.

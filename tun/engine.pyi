@@ -116,8 +116,18 @@ class Engine:
         relay_header: bytes = ...,
         *,
         secondary: tuple[int, str, int, bytes] | None = ...,
+        copies: int = ...,
     ) -> None:
-        """Where to send. With `secondary` each packet also goes there, sealed once (same counter)."""
+        """Where to send. What `copies` (meshvpn/proto/copies.py) says goes to `secondary` too, sealed once."""
+    def set_relaying(self, byte_rate: float, byte_burst: float) -> None:
+        """Forward peers' frames to peers (meshvpn/proto/forwarder.py), so many bytes a second in all; 0: none."""
+    def set_relay_paths(self, peer: int, relay_id: int, paths: Sequence[tuple[int, str, int]]) -> bool:
+        """The peer's proven direct paths (socket, host, port), at most 4, the one to forward to first; none: none.
+
+        False: another peer has that id and keeps it, nothing is relayed for this one. Raises ValueError for id 0.
+        """
+    def relayed(self) -> tuple[int, int]:
+        """Packets and bytes (with the relay header) that were forwarded for others."""
     def clear_endpoint(self, peer: int) -> None: ...
     def install_keypair(
         self,

@@ -25,18 +25,22 @@ Locks and ownership
   here never need the GIL, and no packet waits for a Python thread that does. The outbox has its own mutex.
 """
 
-import ctypes
+import secrets
 import threading
 from typing import NamedTuple
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from .arrivals cimport arrivals_note, arrivals_note_marks
 from .batch cimport BATCH, CUT, SLOT, Batch, Slot, batch_free, batch_new, batch_send
+from .bucket cimport bucket_fill
 from .cipher cimport *
+from .copies cimport COPIES_ALL, COPIES_VOICE, is_copied
 from .drops cimport *
 from .endpoint cimport *
+from .forward cimport *
+from .frames cimport Frames, frames_take, outgoing_send
 from .inbox cimport *
 from .inner cimport *
 from .memory cimport blocks_count, give_block, take_block
@@ -44,13 +48,10 @@ from .offload cimport *
 from .outbox cimport *
 from .pace cimport Pace, pace_nap, pace_note, pace_open
 from .peers cimport *
-from .routes cimport Route, RouteTable, mask_network, route_drop, route_drop_peer, route_find, route_set
+from .routes cimport Route, RouteTable, check_prefix, mask_network, route_drop, route_drop_peer, route_find, route_set
 from .sockets cimport *
 from .syscalls cimport *
 from .window cimport window_accept, window_may_accept
-
-import nacl.bindings  # runs sodium_init, without which libsodium uses its slow reference code
-import nacl._sodium
 
 cdef enum:
     HEADER = 16                 # type(4) receiver(4) counter(8)
@@ -72,7 +73,7 @@ MAX_SOCKETS = SOCKET_LIMIT
 DROP_REASONS = (
     "too_short", "bad_length", "unknown_index", "expired_key", "decrypt_failed", "replayed", "not_ip",
     "disallowed_source", "no_route", "no_endpoint", "no_keypair", "queue_full", "send_failed", "tun_full", "too_big",
-    "congested",
+    "congested", "over_limit", "second_copy",
 )
 
 cdef double HANDSHAKE_EVENT_INTERVAL = 1.0
@@ -124,26 +125,7 @@ class EngineEvent(NamedTuple):
 cdef Sodium sodium
 
 
-cdef void load_sodium() except *:
-    ffi, lib = nacl._sodium.ffi, nacl._sodium.lib
-    sodium.aead_encrypt = <aead_encrypt_t><uintptr_t>int(ffi.cast(
-        "uintptr_t", ffi.addressof(lib, "crypto_aead_chacha20poly1305_ietf_encrypt")))
-    sodium.aead_decrypt = <aead_decrypt_t><uintptr_t>int(ffi.cast(
-        "uintptr_t", ffi.addressof(lib, "crypto_aead_chacha20poly1305_ietf_decrypt")))
-    # PyNaCl has no names for the parts, but its library may show them.
-    try:
-        library = ctypes.CDLL(nacl._sodium.__file__)
-        keystream, authenticate, verify = (
-            ctypes.cast(library[name], ctypes.c_void_p).value
-            for name in ("crypto_stream_chacha20_ietf", "crypto_onetimeauth_poly1305", "crypto_verify_16"))
-    except (OSError, AttributeError):
-        return
-    sodium.keystream = <keystream_t><uintptr_t>keystream
-    sodium.authenticate = <authenticate_t><uintptr_t>authenticate
-    sodium.verify = <verify_t><uintptr_t>verify
-
-
-load_sodium()
+load_sodium(&sodium)
 
 
 cdef class Engine:
@@ -166,6 +148,7 @@ cdef class Engine:
     cdef Cipher ciphers[2]
     cdef Batch *batch
     cdef Inbox inbox
+    cdef Forwarder forwarder
 
     def __cinit__(
             self, int tun_fd, sockets, *, int slow_queue=1024, bint gso=True, bint gro=True, bint copy_dscp=True,
@@ -189,6 +172,9 @@ cdef class Engine:
             raise MemoryError()
         self.set_up_device(offload)
         sockets_open(&self.sockets, sockets, gso, gro, copy_dscp)
+        self.forwarder.seed = secrets.randbits(64) | 1
+        self.forwarder.outgoing.sockets = &self.sockets
+        self.forwarder.outgoing.failed = &self.drop_counts[RECEIVE][DROP_SEND_FAILED]
         self.kick_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         if not outbox_open(&self.outbox, slow_queue) or self.kick_fd < 0:
             raise OSError("no more memory or file descriptors")
@@ -300,6 +286,7 @@ cdef class Engine:
         cdef Peer *entry = self.lock_peer(peer)
         self.peers.by_number[peer] = NULL
         route_drop_peer(self.routes, peer)
+        id_remove(&self.forwarder, entry)
         free_peer(self.peers, entry)
         pthread_rwlock_unlock(&self.lock)
 
@@ -323,11 +310,15 @@ cdef class Engine:
             route_drop(self.routes, route)
         pthread_rwlock_unlock(&self.lock)
 
-    def set_endpoint(self, int peer, int socket, str host, int port, bytes relay_header=b"", *, secondary=None):
+    def set_endpoint(
+            self, int peer, int socket, str host, int port, bytes relay_header=b"", *, secondary=None,
+            int copies=COPIES_ALL):
         cdef Peer *entry
         cdef Endpoint *first = self.make_endpoint(socket, host, port, relay_header)
         cdef Endpoint *second = NULL
         try:
+            if not COPIES_ALL <= copies <= COPIES_VOICE:
+                raise ValueError(f"no class of copies: {copies}")
             if secondary is not None:
                 number, name, udp_port, header = secondary
                 second = self.make_endpoint(number, name, udp_port, header)
@@ -339,10 +330,44 @@ cdef class Engine:
         drop_endpoints(self.peers, entry)
         entry.primary = first
         entry.secondary = second
+        entry.copies = copies
         if entry.staged_count:
             entry.is_flush_wanted = True
         pthread_rwlock_unlock(&self.lock)
         self.kick()
+
+    def set_relaying(self, double byte_rate, double byte_burst):
+        if byte_rate < 0 or byte_burst < 0:
+            raise ValueError("rate and burst are not below 0")
+        pthread_rwlock_wrlock(&self.lock)
+        self.forwarder.is_on = byte_rate > 0
+        bucket_fill(&self.forwarder.bucket, byte_rate, byte_burst, monotonic())
+        pthread_rwlock_unlock(&self.lock)
+
+    def set_relay_paths(self, int peer, uint32_t relay_id, paths):
+        cdef Origin origins[RELAY_PATHS]
+        cdef Peer *entry
+        cdef Peer *holder
+        cdef int i, count = len(paths)
+        if count > RELAY_PATHS or relay_id == 0:
+            raise ValueError(f"{count} relay paths (at most {RELAY_PATHS}), or relay id 0")
+        for i in range(count):
+            number, host, port = paths[i]
+            self.parse(&origins[i], number, host, port)
+        entry = self.lock_peer(peer)
+        id_remove(&self.forwarder, entry)
+        holder = id_find(&self.forwarder, relay_id)
+        entry.relay_id = relay_id
+        entry.relay_path_count = count if holder is NULL else 0
+        for i in range(entry.relay_path_count):
+            entry.relay_paths[i] = origins[i]
+        if entry.relay_path_count:
+            id_add(&self.forwarder, entry)
+        pthread_rwlock_unlock(&self.lock)
+        return holder is NULL
+
+    def relayed(self):
+        return self.forwarder.packets, self.forwarder.bytes
 
     def clear_endpoint(self, int peer):
         cdef Peer *entry = self.lock_peer(peer)
@@ -407,9 +432,9 @@ cdef class Engine:
         pthread_rwlock_unlock(&self.lock)
         return PeerStats(
             copy.rx_packets, copy.rx_bytes, copy.tx_packets, copy.tx_bytes, lost, copy.arrivals.reordered_packets,
-            copy.arrivals.duplicate_packets, copy.arrivals.jitter, copy.arrivals.marked_packets, copy.arrivals.kept_marks,
-            copy.first_sent_at, copy.first_received_at, bool(copy.more_arrived), copy.last_authenticated_at,
-            copy.last_sent_at, copy.last_received_at, created_at)
+            copy.arrivals.duplicate_packets, copy.arrivals.jitter, copy.arrivals.marked_packets,
+            copy.arrivals.kept_marks, copy.first_sent_at, copy.first_received_at, bool(copy.more_arrived),
+            copy.last_authenticated_at, copy.last_sent_at, copy.last_received_at, created_at)
 
     def take_datagrams(self, int limit=256):
         cdef Slow item
@@ -457,15 +482,14 @@ cdef class Engine:
 
     cdef Endpoint *make_endpoint(self, int socket, str host, int port, bytes relay_header) except NULL:
         cdef Endpoint *endpoint
-        if not is_open(&self.sockets, socket) or not 0 < port < 65536 or len(relay_header) not in (0, RELAY_HEADER):
-            raise ValueError(f"no such socket, port or relay header: {socket}, {port}, {len(relay_header)} bytes")
-        text = host.encode()
+        cdef Origin origin
+        self.parse(&origin, socket, host, port)
+        if len(relay_header) not in (0, RELAY_HEADER):
+            raise ValueError(f"no relay header for a socket's path: {len(relay_header)} bytes")
         endpoint = <Endpoint *>take_block(sizeof(Endpoint))
         if endpoint is NULL:
             raise MemoryError()
-        if not parse_origin(&endpoint.to, &self.sockets, socket, <const char *>text, <uint16_t>port):
-            give_block(endpoint)
-            raise ValueError(f"{host} is no address of the socket's family")
+        endpoint.to = origin
         if relay_header:
             # What comes back has our id as destination and the peer's as source.
             endpoint.to.is_relayed = True
@@ -473,6 +497,14 @@ cdef class Engine:
             memcpy(&endpoint.to.relay_source, <const uint8_t *>relay_header + 8, 4)
             point_back(endpoint, &endpoint.to)
         return endpoint
+
+    cdef int parse(self, Origin *origin, int socket, str host, int port) except -1:
+        if not is_open(&self.sockets, socket) or not 0 < port < 65536:
+            raise ValueError(f"no such socket or port: {socket}, {port}")
+        text = host.encode()
+        if not parse_origin(origin, &self.sockets, socket, <const char *>text, <uint16_t>port):
+            raise ValueError(f"{host} is no address of the socket's family")
+        return 0
 
     cdef void kick(self) noexcept nogil:
         # The transmit thread sends what is staged, and keepalives. The flag is what counts: it is seen without a system
@@ -635,6 +667,8 @@ cdef class Engine:
         slot.peer = peer
         slot.primary = peer.primary
         slot.secondary = peer.secondary
+        if slot.secondary is not NULL and not is_copied(peer.copies, buffer + HEADER, size):
+            slot.secondary = NULL
         slot.tos = traffic_class(buffer + HEADER) if self.copies_dscp and size else 0
         memset(buffer + HEADER + size, 0, padded - size)
         buffer[0] = 4
@@ -732,6 +766,7 @@ cdef class Engine:
         for i in range(count):
             self.receive_message(number, i, now)
         self.write_train()
+        outgoing_send(&self.forwarder.outgoing)
         pthread_rwlock_unlock(&self.lock)
         if self.has_retired:
             self.free_all_retired()
@@ -754,9 +789,23 @@ cdef class Engine:
         if message.size == 0:
             self.drop_counts[RECEIVE][DROP_TOO_SHORT] += 1
         while start < message.size:
-            part = message.segment if message.size - start > message.segment else message.size - start
-            self.receive_datagram(&message.origin, message.data + start, part, message.tos, now)
+            part = self.forward_frames(&message, start, now) if self.forwarder.is_on else 0
+            if part == 0:
+                part = message.segment if message.size - start > message.segment else message.size - start
+                self.receive_datagram(&message.origin, message.data + start, part, message.tos, now)
             start += part
+
+    cdef int forward_frames(self, Message *message, int start, double now) noexcept nogil:
+        # Bytes of the frames for another member at `start`; 0: there are none.
+        cdef Frames frames
+        cdef uint8_t *data = message.data + start
+        cdef int left = message.size - start
+        cdef Peer *receiver = receiver_of(&self.forwarder, data, left if left < message.segment else message.segment)
+        if receiver is NULL:
+            return 0
+        frames_take(&frames, data, left, message.segment, message.tos, self.sockets.has_gso)
+        forward(&self.forwarder, &frames, receiver, &message.origin, now, self.drop_counts[RECEIVE])
+        return frames.size
 
     cdef void receive_datagram(self, Origin *origin, uint8_t *data, int size, int tos, double now) noexcept nogil:
         cdef uint32_t word
@@ -800,7 +849,7 @@ cdef class Engine:
             drops[DROP_EXPIRED_KEY] += 1
             return
         if not window_may_accept(&keypair.window, counter):
-            drops[DROP_REPLAYED] += 1
+            drops[DROP_SECOND_COPY if is_second_copy(keypair, counter, origin) else DROP_REPLAYED] += 1
             keypair.peer.arrivals.duplicate_packets += 1
             return
         if not unseal(&self.ciphers[RECEIVE], data + HEADER, size - HEADER - TAG, counter, keypair.receive_key):
@@ -911,9 +960,3 @@ def _receive(Engine engine):
 def memory_blocks():
     """Blocks of memory that all engines hold."""
     return blocks_count
-
-
-cdef int check_prefix(bytes network, int length) except -1:
-    if len(network) not in (4, 16) or not 0 <= length <= len(network) * 8:
-        raise ValueError(f"no prefix: {len(network)} bytes, length {length}")
-    return 4 if len(network) == 4 else 6

@@ -4,6 +4,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from .bucket cimport Bucket, bucket_fill, bucket_take
 from .endpoint cimport Origin
 from .memory cimport give_block, take_block
 from .syscalls cimport *
@@ -31,13 +32,13 @@ cdef struct Outbox:
     int event_first, event_count
     Slow *slow
     int slow_first, slow_count, slow_limit
-    double slow_tokens, slow_at
+    Bucket slow_bucket
 
 cdef inline bint outbox_open(Outbox *box, int slow_limit) noexcept nogil:
     # False: no memory or no descriptor; `outbox_close` cleans up either way.
     pthread_mutex_init(&box.mutex, NULL)
     box.slow_limit = slow_limit
-    box.slow_tokens = slow_limit
+    bucket_fill(&box.slow_bucket, SLOW_RATE, slow_limit, 0.0)
     box.events = <Event *>take_block(EVENT_LIMIT * sizeof(Event))
     box.slow = <Slow *>take_block(slow_limit * sizeof(Slow))
     box.fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
@@ -97,17 +98,12 @@ cdef inline bint outbox_put(
     # By the receive thread alone, a datagram of at most SLOW_BYTES. False: too many.
     cdef uint8_t *copy
     cdef Slow *item
-    box.slow_tokens += (now - box.slow_at) * SLOW_RATE
-    if box.slow_tokens > box.slow_limit:
-        box.slow_tokens = box.slow_limit
-    box.slow_at = now
-    if box.slow_tokens < 1 or box.slow_count >= box.slow_limit:
+    if box.slow_count >= box.slow_limit or not bucket_take(&box.slow_bucket, 1.0, now):
         return False
     copy = <uint8_t *>take_block(size)
     if copy is NULL:
         return False
     memcpy(copy, data, size)
-    box.slow_tokens -= 1
     pthread_mutex_lock(&box.mutex)
     item = &box.slow[(box.slow_first + box.slow_count) % box.slow_limit]
     item.origin = origin[0]

@@ -5,14 +5,15 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from .arrivals cimport Arrivals
-from .endpoint cimport Endpoint, Origin
+from .endpoint cimport Endpoint, Origin, is_same_origin
 from .memory cimport give_block, take_block
-from .window cimport Window
+from .window cimport WINDOW_BITS, Window
 
 cdef enum:
     PEER_LIMIT = 4096
     STAGED_LIMIT = 512          # packets that wait for a peer's keypair: a hundred calls for 100 ms
     STAGED_BYTES = 8388608      # of all peers together
+    RELAY_PATHS = 4
     INDEX_SLOTS = 32768         # open addressing, at most 3 × 4096 entries
 
 # WireGuard whitepaper §6.1, in seconds and messages.
@@ -54,6 +55,7 @@ cdef struct Peer:
     bint roams
     Endpoint *primary
     Endpoint *secondary
+    int copies                  # what goes to `secondary` too: copies.pxd
     Endpoint *retired_endpoints
     Keypair *current
     Keypair *previous
@@ -71,6 +73,9 @@ cdef struct Peer:
     double handshake_event_at
     double path_event_at
     Origin path_reported
+    uint32_t relay_id
+    Origin relay_paths[RELAY_PATHS]     # of another peer's frames for this one: the first is where they go on to
+    int relay_path_count                # 0: nothing is relayed for this peer
 
 cdef struct Peers:
     Peer *by_number[PEER_LIMIT + 1]
@@ -198,6 +203,16 @@ cdef inline void drop_endpoints(Peers *peers, Peer *peer) noexcept nogil:
     retire_endpoint(peer, peer.secondary)
     peer.primary = peer.secondary = NULL
     free_retired(peers, peer)
+
+cdef inline bint is_second_copy(const Keypair *keypair, uint64_t counter, const Origin *origin) noexcept nogil:
+    # Of a counter that the window refuses: the later copy of a peer that sends on two paths comes on a known one. It is
+    # not opened, so this is good for counting alone.
+    cdef const Peer *peer = keypair.peer
+    if keypair.window.greatest - counter > WINDOW_BITS or (peer.secondary is NULL and peer.path_reported.size == 0):
+        return False
+    return ((peer.primary is not NULL and is_same_origin(&peer.primary.to, origin))
+            or (peer.secondary is not NULL and is_same_origin(&peer.secondary.to, origin))
+            or is_same_origin(&peer.path_reported, origin))
 
 # --- packets that wait for a keypair
 

@@ -18,9 +18,9 @@ from typing import NamedTuple
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
-from .control cimport CONTROL_BYTES, add_control, drop_segment
-from .endpoint cimport (
-    Origin, RELAY_HEADER, WORD_RELAY, is_same_origin, origin_name, parse_origin)
+from .bucket cimport Bucket, bucket_fill, bucket_take
+from .endpoint cimport Origin, is_same_origin, origin_name, parse_origin
+from .frames cimport Frames, Outgoing, frames_take, is_frame, outgoing_put, outgoing_send
 from .inbox cimport *
 from .memory cimport give_block, take_block
 from .outbox cimport (
@@ -29,9 +29,6 @@ from .sockets cimport *
 from .syscalls cimport *
 
 cdef enum:
-    OUTGOING = 256              # messages of one round of sendmmsg
-    SEGMENTS = 64               # the kernel's limit in one UDP_SEGMENT message
-    GSO_BYTES = 65000           # of one UDP_SEGMENT message with all headers
     NETWORK = 16                # bytes of a network's uid
     SEAT_LIMIT = 131072
     SEAT_SLOTS = 262144         # open addressing, twice SEAT_LIMIT: probes stay short
@@ -59,7 +56,7 @@ cdef struct Seat:
     uint32_t account            # the seat whose quota it uses: its own, or an older one of the same member
     uint8_t network[NETWORK]
     Origin at
-    double tokens, tokens_at
+    Bucket bucket               # bytes
 
 
 cdef class RelayPump:
@@ -74,12 +71,7 @@ cdef class RelayPump:
     cdef uint64_t packet_count, byte_count
     cdef Outbox outbox
     cdef Inbox inbox
-    cdef mmsghdr outgoing[OUTGOING]
-    cdef iovec outgoing_vectors[OUTGOING]
-    cdef uint8_t outgoing_controls[OUTGOING][CONTROL_BYTES]
-    cdef int socket_of[OUTGOING]
-    cdef int segment_of[OUTGOING]
-    cdef int outgoing_count
+    cdef Outgoing outgoing
 
     def __cinit__(
             self, sockets, *, double byte_rate, double byte_burst, int slow_queue=4096,
@@ -90,6 +82,8 @@ cdef class RelayPump:
         if not 0 < slow_queue <= 65536 or byte_rate <= 0 or byte_burst <= 0:
             raise ValueError("slow_queue must be between 1 and 65536, rate and burst above 0")
         self.byte_rate, self.byte_burst = byte_rate, byte_burst
+        self.outgoing.sockets = &self.sockets
+        self.outgoing.failed = &self.drop_counts[DROP_SEND_FAILED]
         self.seats = <Seat *>take_block(SEAT_SLOTS * sizeof(Seat))
         if not outbox_open(&self.outbox, slow_queue) or not inbox_open(&self.inbox) or not self.seats:
             raise OSError("no more memory or file descriptors")
@@ -143,8 +137,7 @@ cdef class RelayPump:
                 raise ValueError("all seats are taken")
             self.seat_count += 1
             entry.number = seat
-            entry.tokens = self.byte_burst
-            entry.tokens_at = monotonic()
+            bucket_fill(&entry.bucket, self.byte_rate, self.byte_burst, monotonic())
         entry.account = account or seat
         memcpy(entry.network, <const uint8_t *>network, NETWORK)
         entry.at = origin
@@ -211,14 +204,7 @@ cdef class RelayPump:
         cdef Seat *seat = self.find(sender.account)
         if seat.number == 0:
             seat = sender
-        seat.tokens += (now - seat.tokens_at) * self.byte_rate
-        if seat.tokens > self.byte_burst:
-            seat.tokens = self.byte_burst
-        seat.tokens_at = now
-        if seat.tokens < size:
-            return False
-        seat.tokens -= size
-        return True
+        return bucket_take(&seat.bucket, size, now)
 
     # --- the thread ---------------------------------------------------------------------------------------------
 
@@ -240,7 +226,7 @@ cdef class RelayPump:
         pthread_mutex_lock(&self.mutex)
         for i in range(count):
             self.relay_message(socket, i, now)
-        self.send_outgoing()
+        outgoing_send(&self.outgoing)
         pthread_mutex_unlock(&self.mutex)
         return count
 
@@ -248,7 +234,8 @@ cdef class RelayPump:
         # Frames of one sender to one receiver that came together go on together.
         cdef Message message
         cdef uint8_t *data
-        cdef int left, size, count
+        cdef int left, size
+        cdef Frames frames
         inbox_read(&self.inbox, i, socket, &message)
         data, left = message.data, message.size
         if left == 0:
@@ -258,92 +245,28 @@ cdef class RelayPump:
             if not is_frame(data, size):
                 self.hand_to_python(&message.origin, data, size, now)
             else:
-                count = 1
-                if self.sockets.has_gso:
-                    size = run_length(data, left, message.segment, &count)
-                self.forward(&message.origin, data, size, count, message.segment, message.tos, now)
+                frames_take(&frames, data, left, message.segment, message.tos, self.sockets.has_gso)
+                self.forward(&message.origin, &frames, now)
+                size = frames.size
             data += size
             left -= size
 
-    cdef void forward(
-            self, Origin *origin, uint8_t *frames, int size, int count, int segment, int tos, double now
-    ) noexcept nogil:
-        cdef uint32_t source, destination
-        cdef Seat *sender
+    cdef void forward(self, Origin *origin, const Frames *frames, double now) noexcept nogil:
+        cdef Seat *sender = self.find(frames.source)
         cdef Seat *receiver
-        memcpy(&source, frames + 4, 4)
-        memcpy(&destination, frames + 8, 4)
-        sender = self.find(source)
-        if source == 0 or sender.number == 0 or not is_same_origin(&sender.at, origin):
-            self.drop_counts[DROP_DISALLOWED_SOURCE] += count
+        if frames.source == 0 or sender.number == 0 or not is_same_origin(&sender.at, origin):
+            self.drop_counts[DROP_DISALLOWED_SOURCE] += frames.count
             return
-        receiver = self.find(destination)
-        if destination == 0 or receiver.number == 0 or memcmp(receiver.network, sender.network, NETWORK) != 0:
-            self.drop_counts[DROP_UNKNOWN_PEER] += count
+        receiver = self.find(frames.destination)
+        if frames.destination == 0 or receiver.number == 0 or memcmp(receiver.network, sender.network, NETWORK) != 0:
+            self.drop_counts[DROP_UNKNOWN_PEER] += frames.count
             return
-        if not self.spend(sender, size, now):
-            self.drop_counts[DROP_OVER_LIMIT] += count
+        if not self.spend(sender, frames.size, now):
+            self.drop_counts[DROP_OVER_LIMIT] += frames.count
             return
-        self.packet_count += count
-        self.byte_count += size
-        self.queue(&receiver.at, frames, size, count, segment, tos)
-
-    cdef void queue(self, Origin *to, uint8_t *data, int size, int count, int segment, int tos) noexcept nogil:
-        cdef int number = self.outgoing_count
-        cdef mmsghdr *message = &self.outgoing[number]
-        memset(message, 0, sizeof(mmsghdr))
-        self.outgoing_vectors[number].iov_base = data
-        self.outgoing_vectors[number].iov_len = size
-        message.msg_hdr.msg_name = &to.address
-        message.msg_hdr.msg_namelen = to.size
-        message.msg_hdr.msg_iov = &self.outgoing_vectors[number]
-        message.msg_hdr.msg_iovlen = 1
-        add_control(
-            &message.msg_hdr, self.outgoing_controls[number], self.sockets.family[to.socket], tos,
-            segment if count > 1 else 0)
-        self.socket_of[number] = to.socket
-        self.segment_of[number] = segment
-        self.outgoing_count += 1
-        if self.outgoing_count == OUTGOING:
-            self.send_outgoing()
-
-    cdef void send_outgoing(self) noexcept nogil:
-        cdef int first = 0, last, done, socket, packets
-        while first < self.outgoing_count:
-            last = first + 1
-            socket = self.socket_of[first]
-            while last < self.outgoing_count and self.socket_of[last] == socket:
-                last += 1
-            done = sendmmsg(self.sockets.fd[socket], &self.outgoing[first], last - first, MSG_DONTWAIT)
-            if done > 0:
-                first += done
-                continue
-            if errno == EINTR:
-                continue
-            packets = self.packets(first)
-            if packets > 1 and (errno == EIO or errno == EINVAL or errno == EMSGSIZE):
-                # The way to this receiver can't segment (a small MTU, no checksum offload).
-                self.send_singly(first, packets)
-            else:
-                # A full socket buffer: what is late is worth nothing to a call.
-                self.drop_counts[DROP_SEND_FAILED] += packets
-            first += 1
-        self.outgoing_count = 0
-
-    cdef int packets(self, int number) noexcept nogil:
-        return <int>((self.outgoing_vectors[number].iov_len + self.segment_of[number] - 1) // self.segment_of[number])
-
-    cdef void send_singly(self, int number, int packets) noexcept nogil:
-        cdef mmsghdr *message = &self.outgoing[number]
-        cdef iovec *vector = &self.outgoing_vectors[number]
-        cdef size_t left = vector.iov_len
-        drop_segment(&message.msg_hdr)
-        while left:
-            vector.iov_len = left if left < <size_t>self.segment_of[number] else self.segment_of[number]
-            left -= vector.iov_len
-            if sendmmsg(self.sockets.fd[self.socket_of[number]], message, 1, MSG_DONTWAIT) != 1:
-                self.drop_counts[DROP_SEND_FAILED] += 1
-            vector.iov_base = <uint8_t *>vector.iov_base + vector.iov_len
+        self.packet_count += frames.count
+        self.byte_count += frames.size
+        outgoing_put(&self.outgoing, &receiver.at, frames)
 
     cdef void hand_to_python(self, Origin *origin, uint8_t *data, int size, double now) noexcept nogil:
         if size > SLOW_BYTES:
@@ -358,21 +281,3 @@ cdef class RelayPump:
 def _run(RelayPump pump):
     with nogil:
         pump.receive_loop()
-
-
-cdef inline int run_length(const uint8_t *data, int left, int segment, int *count) noexcept nogil:
-    # Bytes and number of the frames from `data` on that have one header and fit into one UDP_SEGMENT message.
-    cdef int size = segment if left > segment else left
-    while (left - size >= RELAY_HEADER and count[0] < SEGMENTS and size + segment <= GSO_BYTES
-            and memcmp(data + size, data, RELAY_HEADER) == 0):
-        size = size + segment if left - size > segment else left
-        count[0] += 1
-    return size
-
-
-cdef inline bint is_frame(const uint8_t *data, int size) noexcept nogil:
-    cdef uint32_t word
-    if size < RELAY_HEADER:
-        return False
-    memcpy(&word, data, 4)
-    return word == WORD_RELAY

@@ -123,3 +123,8 @@ cdef inline uint32_t route_lookup(RouteTable *table, const uint8_t *address, uin
         if route is not NULL:
             return route.peer
     return 0
+
+cdef inline int check_prefix(bytes network, int length) except -1:
+    if len(network) not in (4, 16) or not 0 <= length <= len(network) * 8:
+        raise ValueError(f"no prefix: {len(network)} bytes, length {length}")
+    return 4 if len(network) == 4 else 6

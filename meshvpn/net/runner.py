@@ -41,6 +41,8 @@ POLL_INTERVAL = 1.0
 """Seconds between two readings of the engine's figures; the timers they drive are of 10 s and more."""
 DRAIN_LIMIT = 256
 """Datagrams and events taken from the engine before other work of the loop gets its turn."""
+RELAY_BURST = 1.0
+"""Seconds at the rate for which this member relays that it may at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,8 @@ class NetworkRunner:
             place.mtu,
         )
         self.engine = Engine(self.device.fd, [sock.fileno() for sock in self._sockets.numbered().values()])
+        if self.node.options.relay:
+            self.engine.set_relaying(self.node.options.relay_rate, self.node.options.relay_rate * RELAY_BURST)
         self.engine.start()
         self._loop.add_reader(self.engine.slow_fd, self._drain_engine)
         if self.node.options.port_mapping:

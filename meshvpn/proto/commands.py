@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from .copies import Copies
 from .transport import Path
 
 
@@ -26,11 +27,12 @@ class RemovePeer:
 
 @dataclass(frozen=True, slots=True)
 class MovePeer:
-    """Send to `primary` from now on, and to `secondary` too if there is one; None: there is no way."""
+    """Send to `primary` from now on, and if there is a `secondary`, there too what `copies` says; None: no way."""
 
     peer: int
     primary: Path | None
     secondary: Path | None
+    copies: Copies = Copies.ALL
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,14 @@ class DataPlane(Protocol):
         relay_header: bytes = ...,
         *,
         secondary: tuple[int, str, int, bytes] | None = ...,
+        copies: int = ...,
     ) -> None:
+        """See tun/engine.pyi."""
+
+    def set_relaying(self, byte_rate: float, byte_burst: float) -> None:
+        """See tun/engine.pyi."""
+
+    def set_relay_paths(self, peer: int, relay_id: int, paths: Sequence[tuple[int, str, int]]) -> bool:
         """See tun/engine.pyi."""
 
     def clear_endpoint(self, peer: int) -> None:
@@ -151,8 +160,11 @@ def apply(command: Command, plane: DataPlane, *, descriptor: Callable[[int], int
             plane.remove_peer(peer)
         case MovePeer(peer=peer, primary=None):
             plane.clear_endpoint(peer)
-        case MovePeer(peer=peer, primary=Path() as primary, secondary=secondary):
-            plane.set_endpoint(peer, *_endpoint(primary), secondary=None if secondary is None else _endpoint(secondary))
+        case MovePeer(peer=peer, primary=Path() as primary, secondary=secondary, copies=copies):
+            second = None if secondary is None else _endpoint(secondary)
+            plane.set_endpoint(peer, *_endpoint(primary), secondary=second, copies=copies)
+        case RelayPeer(peer=peer, relay_id=relay_id, paths=paths):
+            plane.set_relay_paths(peer, relay_id, [_endpoint(path)[:3] for path in paths])
         case InstallKeypair():
             plane.install_keypair(
                 command.peer,

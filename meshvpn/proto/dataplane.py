@@ -11,6 +11,7 @@ runs on both.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -25,7 +26,9 @@ from .constants import (
     REKEY_AFTER_TIME,
     REKEY_TIMEOUT,
 )
+from .copies import Copies, is_copied
 from .drops import DropReason
+from .forwarder import Forwarder
 from .replay import ReplayWindow
 from .timers import NEVER
 from .transport import RELAY_HEADER, RELAY_WORD, Address, Path, RelayHop, Transmit
@@ -124,6 +127,7 @@ class _Peer:
     roams: bool
     primary: Path | None = None
     secondary: Path | None = None
+    copies: Copies = Copies.ALL
     current: _Keypair | None = None
     previous: _Keypair | None = None
     next: _Keypair | None = None
@@ -152,6 +156,7 @@ class DataPlane:
         self._drops: Counter[DropReason] = Counter()
         self._sockets = set(range(sockets))
         self._peers: dict[int, _Peer] = {}
+        self._forwarder = Forwarder()
         self._routes = AllowedIPs()
         self._by_index: dict[int, tuple[_Peer, _Keypair]] = {}
         self._transmits: list[Transmit] = []
@@ -187,6 +192,7 @@ class DataPlane:
         self.forget_keypairs(peer)
         self._staged_bytes -= sum(map(len, self._peers[peer].staged))
         self._routes.remove_peer(peer)
+        self._forwarder.forget(peer)
         del self._peers[peer]
 
     def add_route(self, network: bytes, length: int, peer: int) -> None:
@@ -206,15 +212,29 @@ class DataPlane:
         relay_header: bytes = b"",
         *,
         secondary: tuple[int, str, int, bytes] | None = None,
+        copies: int = Copies.ALL,
     ) -> None:
         """See Engine.set_endpoint."""
         entry = self._get(peer)
-        paths = [_path(socket, host, port, relay_header), None if secondary is None else _path(*secondary)]
-        for path in paths:
-            if path is not None and path.socket not in self._sockets:
-                raise ValueError(f"no such socket: {path.socket}")
-        entry.primary, entry.secondary = paths
+        first, second = (
+            self._open_path(socket, host, port, relay_header),
+            None if secondary is None else self._open_path(*secondary),
+        )
+        entry.primary, entry.secondary = first, second
+        entry.copies = Copies(copies)
         self._flush(entry, self._now)
+
+    def set_relaying(self, byte_rate: float, byte_burst: float) -> None:
+        """See Engine.set_relaying."""
+        self._forwarder.set_rate(byte_rate, byte_burst, now=self._now)
+
+    def set_relay_paths(self, peer: int, relay_id: int, paths: Sequence[tuple[int, str, int]]) -> bool:
+        """See Engine.set_relay_paths."""
+        return self._forwarder.set_paths(self._get(peer).number, relay_id, [self._open_path(*path) for path in paths])
+
+    def relayed(self) -> tuple[int, int]:
+        """See Engine.relayed."""
+        return self._forwarder.packets, self._forwarder.bytes
 
     def clear_endpoint(self, peer: int) -> None:
         """See Engine.clear_endpoint."""
@@ -335,6 +355,8 @@ class DataPlane:
         if int.from_bytes(data[:4], "little") == RELAY_WORD:
             if len(data) < RELAY_HEADER.size + 4:
                 return self._drop(DropReason.TOO_SHORT)
+            if self._forwarder.is_for_another(data):
+                return self._forward(data, path.remote, now)
             _, source, destination = RELAY_HEADER.unpack_from(data)
             data, path = (
                 data[RELAY_HEADER.size :],
@@ -392,9 +414,10 @@ class DataPlane:
         padded = packet + bytes(-len(packet) % 16)
         header = b"\4\0\0\0" + keypair.remote_index.to_bytes(4, "little") + counter.to_bytes(8, "little")
         message = header + primitives.aead_encrypt(keypair.send_key, counter, padded, b"")
-        for path in (peer.primary, peer.secondary):
-            if path is not None:
-                self._send(path, message)
+        if peer.primary is not None:
+            self._send(peer.primary, message)
+        if peer.secondary is not None and is_copied(peer.copies, packet):
+            self._send(peer.secondary, message)
         peer.tx_packets += 1
         peer.tx_bytes += len(packet)
         peer.last_sent_at = now
@@ -416,6 +439,12 @@ class DataPlane:
             self._events.append(RekeyWanted(peer.number))
 
     # Receiving.
+
+    def _forward(self, frame: bytes, origin: Address, now: float) -> None:
+        outcome = self._forwarder.handle_frame(frame, origin, now=now)
+        if isinstance(outcome, DropReason):
+            return self._drop(outcome)
+        return self._send(outcome.path, outcome.data)
 
     def _hand_over(self, path: Path, data: bytes, now: float) -> None:
         if len(data) > SLOW_BYTES:
@@ -440,7 +469,9 @@ class DataPlane:
             return self._drop(DropReason.EXPIRED_KEY)
         if not keypair.window.may_accept(counter):
             peer.arrivals.duplicate_packets += 1
-            return self._drop(DropReason.REPLAYED)
+            return self._drop(
+                DropReason.SECOND_COPY if _is_second_copy(peer, keypair, counter, path) else DropReason.REPLAYED
+            )
         packet = primitives.aead_decrypt(keypair.receive_key, counter, data[_HEADER:], b"")
         if packet is None:
             return self._drop(DropReason.DECRYPT_FAILED)
@@ -499,13 +530,23 @@ class DataPlane:
     def _drop(self, reason: DropReason) -> None:
         self._drops[reason] += 1
 
+    def _open_path(self, socket: int, host: str, port: int, relay_header: bytes = b"") -> Path:
+        if socket not in self._sockets:
+            raise ValueError(f"no such socket: {socket}")
+        return _path(socket, host, port, relay_header)
+
     def _get(self, peer: int) -> _Peer:
         if peer not in self._peers:
             raise ValueError(f"no peer {peer}")
         return self._peers[peer]
 
 
-def _path(socket: int, host: str, port: int, relay_header: bytes) -> Path:
+def _is_second_copy(peer: _Peer, keypair: _Keypair, counter: int, path: Path) -> bool:
+    others = {peer.secondary, peer.path_reported} - {None}
+    return bool(others) and path in {peer.primary, *others} and keypair.window.has_seen(counter)
+
+
+def _path(socket: int, host: str, port: int, relay_header: bytes = b"") -> Path:
     relay = None
     if relay_header:
         _, local_id, remote_id = RELAY_HEADER.unpack(relay_header)

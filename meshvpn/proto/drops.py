@@ -16,7 +16,9 @@ class DropReason(Enum):
     DECRYPT_FAILED = "decrypt_failed"  # the AEAD tag is wrong
     REPLAYED = "replayed"  # counter seen before, or older than the window
     NOT_IP = "not_ip"  # the inner packet is neither IPv4 nor IPv6, or lies about its length
-    DISALLOWED_SOURCE = "disallowed_source"  # the inner source address is not the peer's
+    DISALLOWED_SOURCE = (
+        "disallowed_source"  # the inner source address, or a relay frame's sender, is another than it says
+    )
     NO_ROUTE = "no_route"  # no peer has the inner destination
     NO_ENDPOINT = "no_endpoint"  # the peer has no address yet
     NO_KEYPAIR = "no_keypair"  # no session, and the queue for the first packets is full
@@ -25,6 +27,8 @@ class DropReason(Enum):
     TUN_FULL = "tun_full"  # the kernel refused the packet
     TOO_BIG = "too_big"  # larger than the buffer or the path admits
     CONGESTED = "congested"  # RFC 6040: congestion was marked outside and cannot be told inside
+    OVER_LIMIT = "over_limit"  # a cap is reached
+    SECOND_COPY = "second_copy"  # counter seen before, on a path on which the peer is known to send
 
     # Handshakes, disco, STUN, control.
     UNKNOWN_TYPE = "unknown_type"  # no message type has this first word
@@ -38,4 +42,3 @@ class DropReason(Enum):
     BAD_SIGNATURE = "bad_signature"  # the signature does not verify
     STALE = "stale"  # older than what is known, or later than a call has use for
     UNEXPECTED = "unexpected"  # an answer that nobody asked for
-    OVER_LIMIT = "over_limit"  # a cap is reached

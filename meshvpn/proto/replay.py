@@ -31,6 +31,11 @@ class ReplayWindow:
         behind = self._greatest - counter
         return behind < 0 or (behind < WINDOW_BITS and not self._seen >> behind & 1)
 
+    def has_seen(self, counter: int) -> bool:
+        """True for a counter that was accepted and that the window still reaches."""
+        behind = self._greatest - counter
+        return 0 <= behind < WINDOW_BITS and bool(self._seen >> behind & 1)
+
     def accept(self, counter: int) -> bool:
         """Note an authenticated packet's counter; False if it was seen before or is too old."""
         if not self.may_accept(counter):

@@ -53,6 +53,8 @@ class Plane(CommandedPlane, Protocol):
 
     def remove_socket(self, number: int) -> None: ...
 
+    def relayed(self) -> tuple[int, int]: ...
+
 
 class Side(Protocol):
     """One plane with its TUN and its far ends."""

@@ -17,6 +17,7 @@ What is behind a packet in its buffer is poisoned: reading there ends the run as
 include "engine.pyx"
 
 from tun.control cimport add_control
+from tun.copies cimport COPIES_SIGNALLING
 from tun.window cimport Window
 
 cdef extern from "<sanitizer/asan_interface.h>" nogil:
@@ -69,7 +70,7 @@ cdef class FuzzEngine(Engine):
         keypair.created_at = monotonic()
         keypair.send_counter = 0
         memset(&keypair.window, 0, sizeof(Window))
-        self.outbox.slow_tokens = self.outbox.slow_limit
+        self.outbox.slow_bucket.tokens = self.outbox.slow_limit
         while outbox_take_slow(&self.outbox, &item):
             give_block(item.data)
         while outbox_take_event(&self.outbox, &event):
@@ -136,6 +137,7 @@ cdef class FuzzEngine(Engine):
         for i in range(count):
             self.receive_message(0, i, now)
         self.write_train()
+        outgoing_send(&self.forwarder.outgoing)
         pthread_rwlock_unlock(&self.lock)
 
     cdef void feed_device(self, const uint8_t *data, int size) noexcept nogil:
@@ -159,14 +161,20 @@ cdef int run_one(const uint8_t *data, size_t size) noexcept nogil:
 
 
 def open_engine(tun_fd, sockets):
-    """An engine with a peer that has a keypair (receiver index 7), 10.77.0.2 and fd00::2 behind it, and one without."""
+    """An engine with a peer that has a keypair (receiver index 7), 10.77.0.2 and fd00::2 behind it, and one without.
+
+    Frames from the one to the other (relay ids 1 and 2) are forwarded.
+    """
     global engine
     engine = FuzzEngine(tun_fd, sockets, offload=True)
     for number, host, host6 in ((1, "0a4d0002", "fd" + 29 * "0" + "2"), (2, "0a4d0003", "fd" + 29 * "0" + "3")):
         engine.add_peer(number)
         engine.add_route(bytes.fromhex(host), 32, number)
         engine.add_route(bytes.fromhex(host6), 128, number)
-        engine.set_endpoint(number, 0, "127.0.0.1", 9)
+        engine.set_endpoint(
+            number, 0, "127.0.0.1", 9, secondary=(0, "127.0.0.1", 9, b""), copies=COPIES_SIGNALLING)
+        engine.set_relay_paths(number, number, [(0, "127.0.0.1", 7)])
+    engine.set_relaying(1e12, 1e12)
     engine.install_keypair(
         1, local_index=INDEX, remote_index=8, send_key=bytes(32), receive_key=bytes(range(32)), is_initiator=True,
         created_at=monotonic())

@@ -76,6 +76,7 @@ def seeds() -> dict[str, bytes]:
         "train6": b"".join(packet(SEALED, one, number=i) for i, one in enumerate(segments6)),
         "handshake": packet(DATAGRAM, b"\x01\0\0\0" + bytes(144)),
         "relay-frame": packet(DATAGRAM, b"\x05\0\0\0" + bytes(8) + b"\x02\0\0\0" + bytes(88)),
+        "for-another": packet(DATAGRAM, struct.pack("<IIII", 5, 1, 2, 4) * 5, number=16),
         "joined": packet(DATAGRAM, (b"\x04\0\0\0\x07\0\0\0" + bytes(40)) * 4, number=48),
         "short": packet(DATAGRAM, b"\x04\0\0") + packet(DATAGRAM, b""),
         "out": device(out) + device(out6),
