@@ -11,7 +11,7 @@ import errno
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_address, ip_interface, ip_network
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -22,6 +22,11 @@ Network = IPv4Network | IPv6Network
 
 UNREACHABLE_METRIC = 0xFFFFFFF0
 """Above any metric that a person or a routing daemon gives: the route counts only while the interface's is gone."""
+
+# linux/if.h
+_IFF_LOOPBACK = 0x8
+_IFF_POINTOPOINT = 0x10
+_IFF_MULTICAST = 0x1000
 
 _UNICAST = 1
 _MAIN_TABLE = 254
@@ -109,6 +114,22 @@ def local_hosts(*, ignore: frozenset[str] = frozenset()) -> list[str]:
             if not (address.is_loopback or address.is_link_local or address.is_multicast):
                 hosts.add(str(address))
     return sorted(hosts)
+
+
+def lan_addresses(*, ignore: frozenset[str] = frozenset()) -> list[IPv4Interface | IPv6Interface]:
+    """Addresses of this host with their prefixes, on interfaces that have neighbours, sorted."""
+    found: dict[IPv4Interface | IPv6Interface, None] = {}
+    with _netlink() as ip:
+        names = {
+            message["index"]: message.get("IFLA_IFNAME")
+            for message in ip.get_links()
+            if message["flags"] & _IFF_MULTICAST and not message["flags"] & (_IFF_LOOPBACK | _IFF_POINTOPOINT)
+        }
+        for message in ip.get_addr():
+            address = ip_interface(f"{message.get('IFA_ADDRESS')}/{message['prefixlen']}")
+            if message["index"] in names and names[message["index"]] not in ignore and not address.is_link_local:
+                found[address] = None
+    return sorted(found, key=str)
 
 
 def default_routes() -> list[str]:

@@ -32,6 +32,7 @@ from ..proto.transport import Address, Path, RelayHop
 from . import interface
 from .control_link import ControlLink, ServerIdentity
 from .enrolment import Enrolled
+from .lan import LanDiscovery
 from .portmap import PortMapDriver
 from .sockets import IPV4_SOCKET, NetworkSockets, send
 
@@ -84,6 +85,7 @@ class NetworkRunner:
         self._refresh: asyncio.Task[None] | None = None
         self._refresh_again = False
         self._port_map: PortMapDriver | None = None
+        self._lan: LanDiscovery | None = None
         self._surroundings: tuple[list[str], list[str]] | None = None
 
     @property
@@ -119,6 +121,8 @@ class NetworkRunner:
             nonce = self.node.port_mapping_nonce
             self._port_map = PortMapDriver(self.ports[IPV4_SOCKET], nonce, self._handle_port_mapping)
         self._poll = self._loop.call_later(POLL_INTERVAL, self._read_figures)
+        if self.node.options.lan_discovery:
+            self._lan = LanDiscovery(self.ports, self._handle_lan)
         await self.refresh_addresses()
         if enrolled is not None:
             hosts = enrolled.server.hosts
@@ -138,6 +142,9 @@ class NetworkRunner:
         if self._port_map is not None:
             await self._port_map.stop()
             self._port_map = None
+        if self._lan is not None:
+            await self._lan.stop()
+            self._lan = None
         await self.link.close()
         if self.engine is not None:
             self._loop.remove_reader(self.engine.slow_fd)
@@ -172,6 +179,8 @@ class NetworkRunner:
             if self._port_map is not None:
                 self._port_map.doubt()
         self._surroundings = hosts, ways
+        if self._lan is not None:
+            self._lan.follow(await asyncio.to_thread(interface.lan_addresses, ignore=self._mesh_interfaces()))
         if self._port_map is not None:
             self._port_map.follow(await asyncio.to_thread(interface.default_gateway, ignore=self._mesh_interfaces()))
         self._pump()
@@ -207,6 +216,10 @@ class NetworkRunner:
 
     def _handle_port_mapping(self, mapping: PortMapping | None) -> None:
         self.node.handle_port_mapping(mapping, now=_now(), wall_ns=_wall_ns())
+        self._pump()
+
+    def _handle_lan(self, tag: bytes, addresses: list[Address]) -> None:
+        self.node.handle_lan(tag, addresses, now=_now(), wall_ns=_wall_ns())
         self._pump()
 
     def _prefixes(self) -> list[interface.Network]:
@@ -275,6 +288,8 @@ class NetworkRunner:
             self.link.send(message)
         for event in events:
             self._on_event(event)
+        if self._lan is not None:
+            self._lan.announce(self.node.lan_tag)
         self._arm()
 
     def _arm(self) -> None:

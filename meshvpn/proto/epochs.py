@@ -85,6 +85,10 @@ class EpochKeys:
             if entry.superseded_at is None or _left(entry.superseded_at, wall) > 0
         ]
 
+    def lan_tags(self, identity: bytes) -> list[bytes]:
+        """A member's, newest epoch first."""
+        return [key_rules.lan_tag(entry.key, identity) for entry in self._keys]
+
     def previous_left(self, *, wall: int) -> int | None:
         """Seconds until the previous key is worth nothing; None if there is none, or it is already."""
         lefts = [_left(entry.superseded_at, wall) for entry in self._keys if entry.superseded_at is not None]

@@ -29,6 +29,7 @@ _NAME_KEY = b"meshvpn name v1"
 _PSK_LABEL = b"meshvpn psk v1"
 _RELAY_ID_LABEL = b"meshvpn relay id v1"
 _MAPPING_LABEL = b"meshvpn pcp nonce v1"
+_LAN_LABEL = b"meshvpn lan tag v1"
 _NONCE = 24
 _ANY_SCALAR = bytes(range(1, 33))
 _NICK = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
@@ -243,6 +244,11 @@ def member_relay_id(uid: bytes, identity: bytes) -> int:
     """Which 32-bit number means this member in frames that other members relay; never 0."""
     digest = primitives.blake2b(_RELAY_ID_LABEL + identity, 4, uid)
     return int.from_bytes(digest, "little") or 1
+
+
+def lan_tag(epoch_key: bytes, identity: bytes) -> bytes:
+    """16 bytes by which members recognise a member in their LAN; to everybody else they are noise."""
+    return primitives.blake2b(_LAN_LABEL + identity, 16, epoch_key)
 
 
 def mapping_nonce(tunnel_secret: bytes) -> bytes:

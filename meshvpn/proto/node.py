@@ -89,6 +89,11 @@ class Node:
         return mapping_nonce(self._keys.tunnel)
 
     @property
+    def lan_tag(self) -> bytes:
+        """What we announce in our LAN; changes with the epoch."""
+        return self.roster.lan_tags(self._keys.identity.public)[0]
+
+    @property
     def peers(self) -> Mapping[bytes, MeshPeer]:
         """The members that we talk to, by identity."""
         return self._peering.peers
@@ -158,6 +163,11 @@ class Node:
     def handle_port_mapping(self, mapping: PortMapping | None, *, now: float, wall_ns: int) -> None:
         """The router keeps a port open for our IPv4 socket, another one, or none."""
         self._gatherer.handle_port_mapping(mapping)
+        self._settle(now, wall_ns)
+
+    def handle_lan(self, tag: bytes, addresses: Sequence[Address], *, now: float, wall_ns: int) -> None:
+        """Somebody in our LAN announces this tag at these addresses."""
+        self._count(self._peering.handle_lan(tag, addresses, now=now, wall_ns=wall_ns))
         self._settle(now, wall_ns)
 
     def handle_network_change(self, *, now: float, wall_ns: int) -> None:

@@ -10,13 +10,12 @@ answers one. So offers wait for their turn, and say what is true when it comes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from ipaddress import IPv4Network, IPv6Network
 
 from .candidate import Candidate, Offer, decode_offer, usable
 from .control import Signal, Signalled
 from .drops import DropReason
 from .errors import MalformedMessage
-from .keys import Identity, ula_prefix
+from .keys import Identity
 from .nat import NatMapping
 from .peer import MeshPeer
 from .roster import Roster
@@ -93,8 +92,7 @@ class Offers:
         if not peer.is_newer_offer(offer):
             raise MalformedMessage(DropReason.STALE)
         peer.last_offer = (offer.disco_key, offer.sequence)
-        inside: list[IPv4Network | IPv6Network] = [IPv4Network(self._roster.charter.pool), ula_prefix(self._roster.uid)]
-        return offer, usable(offer.candidates, inside)
+        return offer, usable(offer.candidates, self._roster.mesh_prefixes)
 
     def _seal(self, peer: MeshPeer) -> Signal:
         peer.offers_sent += 1

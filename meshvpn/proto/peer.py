@@ -58,6 +58,8 @@ class MeshPeer:
     """The member that relays, while the primary leads through one."""
     relayed: tuple[Path, ...] = ()
     """Where the engine was told to send what others send through us."""
+    lan: tuple[Path, ...] = ()
+    """Where somebody in our LAN claims to be it: as far as one handshake and one ping believe."""
     session_at: float | None = None
     """When the last WireGuard session was agreed on, monotonic seconds."""
     offers_sent: int = 0

@@ -12,10 +12,10 @@ them, so that without it handshakes alone find the way.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from . import disco
-from .candidate import Candidate
+from .candidate import Candidate, CandidateKind, usable
 from .commands import AddPeer, Command, MovePeer, RelayPeer, RemovePeer
 from .control import MAX_MEMBERS, PresenceEntry, Signalled
 from .deadlines import Deadlines
@@ -39,6 +39,8 @@ from .wireguard import HandshakeGaveUp, SessionEstablished, WireGuard
 
 MAX_PEERS = MAX_MEMBERS
 """Peers of one node: everybody but us."""
+MAX_LAN_PATHS = 4
+"""Addresses of one peer that the LAN may tell."""
 
 MAX_RELAY_PATHS = 4
 """Addresses of a peer that the engine knows for relaying."""
@@ -195,6 +197,26 @@ class Peering:
         """Addresses or routes changed, or the machine slept."""
         for peer in self.peers.values():
             self._touch(peer).handle_network_change(now=now)
+
+    # What the LAN tells. Anybody may have said it.
+
+    def handle_lan(self, tag: bytes, addresses: Sequence[Address], *, now: float, wall_ns: int) -> DropReason | None:
+        """Somebody in our LAN announces a member's tag. A ping finds out, or, if the peer's disco key is not known
+        because no server told it, a handshake."""
+        peer = next((peer for peer in self.peers.values() if tag in self._roster.lan_tags(peer.member.identity)), None)
+        if peer is None:
+            return DropReason.UNKNOWN_PEER
+        said = [Candidate(CandidateKind.HOST, address.host, address.port) for address in addresses]
+        peer.lan = tuple(
+            Path(1 if entry.address.is_ipv6 else 0, entry.address)
+            for entry in usable(said, self._roster.mesh_prefixes)[:MAX_LAN_PATHS]
+        )
+        agent = self._touch(peer)
+        for path in peer.lan:
+            agent.handle_path_seen(path, now=now)
+        if peer.lan and not agent.is_reachable:
+            self._wireguard.handle_handshake_wanted(peer.number, now=now, wall_ns=wall_ns)
+        return None
 
     # What the data plane tells. It may speak of peers that are gone.
 
@@ -386,7 +408,10 @@ class Peering:
 
     def _ways_to(self, number: int | None) -> tuple[Path, ...]:
         peer = None if number is None else self._by_number.get(number)
-        ways = () if peer is None else (peer.agent.primary, peer.agent.secondary)
+        if peer is None:
+            return ()
+        guesses = () if peer.agent.is_reachable else peer.lan
+        ways = dict.fromkeys((peer.agent.primary, peer.agent.secondary, *guesses))
         return tuple(way for way in ways if way is not None)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from ipaddress import IPv4Network, IPv6Network
 
 import msgspec
 
@@ -135,6 +136,11 @@ class Roster:
         return self._epochs.newest.key
 
     @property
+    def mesh_prefixes(self) -> list[IPv4Network | IPv6Network]:
+        """The tunnel's inside: no address in there leads to a peer."""
+        return [IPv4Network(self._charter.pool), key_rules.ula_prefix(self.uid)]
+
+    @property
     def key_epoch(self) -> int:
         """The number of that key's epoch; lower than the charter's while nobody has given us the newest key."""
         return self._epochs.newest.epoch
@@ -175,6 +181,10 @@ class Roster:
     def preshared_keys(self, member: Member, own_tunnel_key: bytes, *, wall: int) -> list[bytes]:
         """The pair's preshared keys, newest epoch first; the previous one for 24 hours at most."""
         return self._epochs.preshared_keys(member.tunnel_key, own_tunnel_key, wall=wall)
+
+    def lan_tags(self, identity: bytes) -> list[bytes]:
+        """By which members recognise this one in a LAN, newest epoch first."""
+        return self._epochs.lan_tags(identity)
 
     def previous_epoch_left(self, *, wall: int) -> int | None:
         """Seconds until `preshared_keys` are fewer; None if they stay."""

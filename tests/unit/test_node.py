@@ -7,13 +7,14 @@ import pytest
 from meshvpn.proto import control, disco, owner
 from meshvpn.proto.commands import MovePeer, RemovePeer
 from meshvpn.proto.control import MemberChanged, MemberEntry, Presence, PresenceEntry
+from meshvpn.proto.drops import DropReason
 from meshvpn.proto.epochs import PREVIOUS_EPOCH_LIFETIME
 from meshvpn.proto.errors import MembershipError
 from meshvpn.proto.events import MembershipChanged, PeerChanged
 from meshvpn.proto.node import START_GRACE, Node
 from meshvpn.proto.owner import PasswordRule
 from meshvpn.proto.peer import PeerState, Traffic
-from meshvpn.proto.peering import MAX_PEERS
+from meshvpn.proto.peering import MAX_LAN_PATHS, MAX_PEERS
 from meshvpn.proto.primitives import x25519_public
 from meshvpn.proto.timers import Stamps
 from meshvpn.proto.transport import Address, Path, RelayHop
@@ -217,3 +218,42 @@ def evict(network: Founded, number: int) -> owner.CharterUpdate:
         entropy=network.entropy,
         wall=WALL,
     )
+
+
+def test_a_member_that_the_lan_tells_is_pinged_and_shaken_hands_with_there(network: Founded) -> None:
+    node = network.node(1)
+    node.handle_start({}, now=0.0, wall_ns=WALL_NS)
+    node.handle_timeout(now=START_GRACE, wall_ns=WALL_NS)
+    node.take_transmits()
+    there = Path(0, Address("192.168.1.7", 41000))
+    (tag, *_) = node.roster.lan_tags(network.identities[0].public)
+    inside = Address(node.roster.members[network.identities[0].public].address, 41000)
+    node.handle_lan(tag, [there.remote, inside, Address("192.168.1.7", 0)], now=3.0, wall_ns=WALL_NS)
+    sent = node.take_transmits()
+    assert {transmit.path for transmit in sent} == {there}
+    assert sorted(disco.is_disco(transmit.data) for transmit in sent) == [False, True]
+
+
+def test_what_strangers_announce_in_the_lan_is_dropped(network: Founded) -> None:
+    node = network.node(1)
+    node.handle_start({}, now=0.0, wall_ns=WALL_NS)
+    node.handle_timeout(now=START_GRACE, wall_ns=WALL_NS)
+    node.take_transmits()
+    for tag in (bytes(16), b"", node.lan_tag):
+        node.handle_lan(tag, [Address("192.168.1.7", 41000)], now=3.0, wall_ns=WALL_NS)
+    assert node.take_transmits() == []
+    assert node.drops[DropReason.UNKNOWN_PEER] == 3
+
+
+def test_a_false_announcement_in_the_lan_leads_no_packet_astray(network: Founded, node: Node) -> None:
+    identity = network.identities[0].public
+    number = node.peers[identity].number
+    node.handle_path_seen(number, PATH, now=1.0, wall_ns=WALL_NS)
+    before = node.peers[identity].agent.primary
+    node.take_commands()
+    for port in range(1, 200):
+        (tag, *_) = node.roster.lan_tags(identity)
+        node.handle_lan(tag, [Address("192.168.1.66", port)] * 20, now=2.0 + port, wall_ns=WALL_NS)
+    assert node.peers[identity].agent.primary == before
+    assert not [command for command in node.take_commands() if isinstance(command, MovePeer)]
+    assert len(node.peers[identity].lan) <= MAX_LAN_PATHS
