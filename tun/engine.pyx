@@ -72,12 +72,14 @@ MAX_PEERS = PEER_LIMIT
 MAX_SOCKETS = SOCKET_LIMIT
 DROP_REASONS = (
     "too_short", "bad_length", "unknown_index", "expired_key", "decrypt_failed", "replayed", "not_ip",
-    "disallowed_source", "no_route", "no_endpoint", "no_keypair", "queue_full", "send_failed", "tun_full", "too_big",
+    "disallowed_source", "no_route", "no_endpoint", "no_keypair", "queue_full", "send_failed", "send_full_expedited",
+    "send_full_small", "send_full_bulk", "tun_full_expedited", "tun_full_small", "tun_full_bulk", "tun_down", "too_big",
     "congested", "over_limit", "second_copy",
 )
 
 cdef double HANDSHAKE_EVENT_INTERVAL = 1.0
 cdef double PATH_EVENT_INTERVAL = 0.1
+cdef double DEVICE_SHORT_SPAN = 0.01
 
 
 class PeerStats(NamedTuple):
@@ -139,6 +141,8 @@ cdef class Engine:
     cdef bint has_tso, has_uso                   # the device takes and gives large packets of TCP, of UDP
     cdef int vnet_bytes                          # in front of each packet of the device
     cdef Train train
+    cdef bint is_device_short                    # of the receive thread: it refused a packet, and when
+    cdef double device_short_at
     cdef list threads
     cdef pthread_rwlock_t lock
     cdef RouteTable *routes
@@ -658,7 +662,7 @@ cdef class Engine:
         # `buffer` holds HEADER free bytes, then the packet. Fills `slot`; False: dropped.
         cdef Keypair *keypair = peer.current
         cdef uint64_t counter
-        cdef int padded = (size + 15) & ~15
+        cdef int padded = (size + 15) & ~15, mark
         if peer.primary is NULL:
             self.drop_counts[TRANSMIT][DROP_NO_ENDPOINT] += 1
             return False
@@ -669,7 +673,9 @@ cdef class Engine:
         slot.secondary = peer.secondary
         if slot.secondary is not NULL and not is_copied(peer.copies, buffer + HEADER, size):
             slot.secondary = NULL
-        slot.tos = traffic_class(buffer + HEADER) if self.copies_dscp and size else 0
+        mark = traffic_class(buffer + HEADER) if size else 0
+        slot.tos = mark if self.copies_dscp else 0
+        slot.rank = rank_of(mark, size)
         memset(buffer + HEADER + size, 0, padded - size)
         buffer[0] = 4
         buffer[1] = buffer[2] = buffer[3] = 0
@@ -881,6 +887,9 @@ cdef class Engine:
         peer.rx_bytes += length
         if self.copies_dscp:
             arrivals_note_marks(&peer.arrivals, traffic_class(packet), tos)
+        if self.is_device_short and self.must_yield(packet, length, now):
+            drops[DROP_TUN_FULL_BULK] += 1
+            return
         self.write_packet(packet, length)
 
     cdef void write_packet(self, uint8_t *packet, int size) noexcept nogil:
@@ -896,7 +905,7 @@ cdef class Engine:
     cdef void write_single(self, uint8_t *packet, int size) noexcept nogil:
         memset(packet - self.vnet_bytes, 0, self.vnet_bytes)
         if write(self.tun_fd, packet - self.vnet_bytes, size + self.vnet_bytes) < 0:
-            self.drop_counts[RECEIVE][DROP_NOT_IP if errno == EINVAL else DROP_TUN_FULL] += 1
+            self.note_unwritten(packet, size, 1, errno)
 
     cdef void write_train(self) noexcept nogil:
         if self.train.count == 1:
@@ -904,8 +913,26 @@ cdef class Engine:
         elif self.train.count:
             train_finish(&self.train)
             if writev(self.tun_fd, self.train.vectors, self.train.count + 1) < 0:
-                self.drop_counts[RECEIVE][DROP_NOT_IP if errno == EINVAL else DROP_TUN_FULL] += self.train.count
+                self.note_unwritten(
+                    <uint8_t *>self.train.vectors[1].iov_base, self.train.header_bytes + self.train.gso_size,
+                    self.train.count, errno)
         self.train.count = 0
+
+    cdef void note_unwritten(self, const uint8_t *packet, int size, int count, int reason) noexcept nogil:
+        # `size` is that of each of the packets.
+        cdef uint64_t *drops = self.drop_counts[RECEIVE]
+        if is_shortage(reason):
+            self.is_device_short = True
+            self.device_short_at = monotonic()
+            drops[DROP_TUN_FULL_EXPEDITED + rank_of(traffic_class(packet), size)] += count
+        else:
+            drops[DROP_NOT_IP if reason == EINVAL else DROP_TUN_DOWN] += count
+
+    cdef bint must_yield(self, const uint8_t *packet, int size, double now) noexcept nogil:
+        # The device refused a packet: for a while only those have it that need it most.
+        if now - self.device_short_at >= DEVICE_SHORT_SPAN:
+            self.is_device_short = False
+        return self.is_device_short and rank_of(traffic_class(packet), size) == RANK_BULK
 
     cdef void note_received(self, Origin *origin, Keypair *keypair, Peer *peer, int size, double now) noexcept nogil:
         peer.last_authenticated_at = peer.last_received_at = keypair.received_at = now

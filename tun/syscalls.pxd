@@ -7,7 +7,7 @@ cdef extern from "<sys/types.h>" nogil:
 
 cdef extern from "<errno.h>" nogil:
     int errno
-    enum: EAGAIN, EINTR, EIO, EINVAL, EBADFD, EBADF, ENOBUFS, ENODEV, EMSGSIZE, ENOTSUP, ENOPROTOOPT, EFAULT
+    enum: EAGAIN, EINTR, EIO, EINVAL, EBADFD, EBADF, ENOBUFS, ENOMEM, ENODEV, EMSGSIZE, ENOTSUP, ENOPROTOOPT, EFAULT
 
 cdef extern from "<unistd.h>" nogil:
     ssize_t read(int fd, void *buffer, size_t size)
@@ -61,6 +61,7 @@ cdef extern from "<sys/ioctl.h>" nogil:
 cdef extern from *:
     """
     #include <linux/if_tun.h>
+    #include <linux/sockios.h>
     #include <net/if.h>
     #ifndef TUN_F_USO4
     #define TUN_F_USO4 0x20
@@ -70,6 +71,7 @@ cdef extern from *:
     struct ifreq:
         short ifr_flags
     enum: TUNGETIFF, TUNSETOFFLOAD, IFF_VNET_HDR, TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_USO4, TUN_F_USO6
+    enum: SIOCOUTQ
 
 cdef extern from "<sys/socket.h>" nogil:
     ctypedef unsigned int socklen_t
@@ -96,7 +98,7 @@ cdef extern from "<sys/socket.h>" nogil:
     size_t CMSG_SPACE(size_t size)
     int setsockopt(int fd, int level, int option, const void *value, socklen_t size)
     int getsockopt(int fd, int level, int option, void *value, socklen_t *size)
-    enum: AF_INET, AF_INET6, MSG_DONTWAIT, SOL_SOCKET, SO_DOMAIN
+    enum: AF_INET, AF_INET6, MSG_DONTWAIT, SOL_SOCKET, SO_DOMAIN, SO_SNDBUF
 
 cdef extern from *:
     """
@@ -164,6 +166,10 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_lock(pthread_mutex_t *mutex)
     int pthread_mutex_unlock(pthread_mutex_t *mutex)
     enum: PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP
+
+cdef inline bint is_shortage(int reason) noexcept nogil:
+    # No room for a packet now; there may be soon.
+    return reason == EAGAIN or reason == ENOBUFS or reason == ENOMEM
 
 cdef inline void signal_eventfd(int fd) noexcept nogil:
     cdef uint64_t one = 1

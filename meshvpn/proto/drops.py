@@ -24,7 +24,13 @@ class DropReason(Enum):
     NO_KEYPAIR = "no_keypair"  # no session, and the queue for the first packets is full
     QUEUE_FULL = "queue_full"  # the bounded queue to Python is full
     SEND_FAILED = "send_failed"  # the kernel refused the datagram
-    TUN_FULL = "tun_full"  # the kernel refused the packet
+    SEND_FULL_EXPEDITED = "send_full_expedited"  # the socket's buffer is full, of voice and signalling even
+    SEND_FULL_SMALL = "send_full_small"  # … too full for small packets without a mark
+    SEND_FULL_BULK = "send_full_bulk"  # … half full: what is left is for the others
+    TUN_FULL_EXPEDITED = "tun_full_expedited"  # the TUN device has no room, by the same ranks
+    TUN_FULL_SMALL = "tun_full_small"
+    TUN_FULL_BULK = "tun_full_bulk"
+    TUN_DOWN = "tun_down"  # the interface is down
     TOO_BIG = "too_big"  # larger than the buffer or the path admits
     CONGESTED = "congested"  # RFC 6040: congestion was marked outside and cannot be told inside
     OVER_LIMIT = "over_limit"  # a cap is reached
