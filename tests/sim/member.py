@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv4Network
 import msgspec
 
 from meshvpn.proto import owner
-from meshvpn.proto.commands import RelayPeer, apply
+from meshvpn.proto.commands import apply
 from meshvpn.proto.control_session import (
     ConnectWanted,
     ControlSession,
@@ -35,7 +35,7 @@ from meshvpn.proto.peer import MeshPeer, PeerState, Traffic
 from meshvpn.proto.roster import Roster, RosterState
 from meshvpn.proto.signed import Signed
 from meshvpn.proto.timers import Stamps
-from meshvpn.proto.transport import RELAY_HEADER, RELAY_WORD, Path, Transmit
+from meshvpn.proto.transport import RELAY_WORD, Path, Transmit
 
 from .network import Host, Network
 from .rendezvous import WALL, Rendezvous, Wire
@@ -94,8 +94,6 @@ class Member:
         self._poll_at: float | None = None
         self._is_relayed = False
         self._transmits: list[Transmit] = []
-        self.relayed: dict[int, RelayPeer] = {}
-        self.relayed_packets = 0
         self.options = Options()
 
     # What the user does.
@@ -198,25 +196,17 @@ class Member:
             self.node.handle_disconnected(now=self.network.now, wall_ns=self._wall_ns())
         self.host.drain()
 
+    @property
+    def relayed_packets(self) -> int:
+        return self.plane.relayed()[0]
+
     # The machine's verbs.
 
     def handle_datagram(self, data: bytes, path: Path, *, now: float) -> None:
         if self.node is None:
             return
         self._is_relayed = data[:4] == RELAY_WORD.to_bytes(4, "little")
-        if self._is_relayed and self._forward(data, path):
-            return
         self.plane.handle_datagram(data, path, now=now)
-
-    def _forward(self, data: bytes, path: Path) -> bool:
-        _, source, destination = RELAY_HEADER.unpack_from(data)
-        sender = next((it for it in self.relayed.values() if it.relay_id == source and path in it.paths), None)
-        to = next((it for it in self.relayed.values() if it.relay_id == destination and it.paths), None)
-        if sender is None or to is None:
-            return False
-        self.relayed_packets += 1
-        self._transmits.append(Transmit(to.paths[0], data))
-        return True
 
     def handle_timeout(self, *, now: float) -> None:
         if self.node is None:
@@ -264,6 +254,8 @@ class Member:
         assert saved is not None
         self._session, self.plane = None, DataPlane()
         self.plane.handle_time(now=now)
+        if self.options.relay:
+            self.plane.set_relaying(self.options.relay_rate, self.options.relay_rate)
         self.node = node = Node(
             keys=MemberKeys(self.identity, self._tunnel_key, self._entropy(32), self.owner),
             profile=Profile(saved.address, saved.nick, "simulation", saved.joined_at),
@@ -306,8 +298,6 @@ class Member:
         commands, transmits = node.take_commands(), node.take_transmits()
         for command in commands:
             apply(command, self.plane)
-            if isinstance(command, RelayPeer):
-                self.relayed[command.peer] = command
         self._transmits += transmits
         events = node.take_events()
         for event in events:

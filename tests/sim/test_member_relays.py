@@ -7,7 +7,6 @@ from collections import Counter
 
 import pytest
 
-from meshvpn.proto.commands import RelayPeer
 from meshvpn.proto.options import Options
 from meshvpn.proto.pace import HELPER_TRIES
 from meshvpn.proto.path_table import MAX_HELPERS
@@ -104,7 +103,7 @@ def test_a_member_that_does_not_want_to_relay_is_not_asked() -> None:
     mesh.stream(a, b)
     mesh.stream(b, a)
     mesh.run(10.0)
-    assert not c.relayed
+    assert c.relayed_packets == 0
     assert all(number.relays is (number.nick != "c") for number in a.roster.members.values())
     assert via(a, b) is None
     peer = a.peer(b)
@@ -115,7 +114,7 @@ def test_a_member_that_does_not_want_to_relay_is_not_asked() -> None:
 def test_a_member_that_lies_about_relaying_costs_a_few_pings() -> None:
     mesh = Mesh()
     a, b, c = mesh.found(SYMMETRIC, SYMMETRIC, PUBLIC)
-    c.relayed = Refusing()
+    c.plane.set_relaying(0, 0)
     asked = count_frames(mesh, C)
     mesh.stream(a, b)
     mesh.stream(b, a)
@@ -133,7 +132,7 @@ def test_when_the_member_in_between_goes_the_call_goes_on(end: str) -> None:
     if end == "dies":
         c.stop()
     elif end == "stops":
-        c.relayed = Refusing()
+        c.plane.set_relaying(0, 0)
     else:
         mesh.network.cut(B, C)
     mesh.run(10.0)
@@ -175,13 +174,6 @@ def test_no_more_than_three_members_are_asked_at_a_time_and_not_by_all_the_same(
     assert {via(*pair) for pair in talking} <= {member.name for member in members[4:]}
     carried = [member for member in members[4:] if member.relayed_packets > 100]
     assert len(carried) >= 2
-
-
-class Refusing(dict[int, RelayPeer]):
-    """A member's list of whom it relays for, which stays empty."""
-
-    def __setitem__(self, key: int, value: RelayPeer) -> None:
-        pass
 
 
 def talking_through_a_public_member() -> tuple[Mesh, Member, Member, Member]:
