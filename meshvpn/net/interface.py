@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_address, ip_interface, ip_network
+from typing import Any
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -27,6 +28,12 @@ UNREACHABLE_METRIC = 0xFFFFFFF0
 _IFF_LOOPBACK = 0x8
 _IFF_POINTOPOINT = 0x10
 _IFF_MULTICAST = 0x1000
+
+# linux/if_addr.h
+_IFA_F_OPTIMISTIC = 0x04
+_IFA_F_DADFAILED = 0x08
+_IFA_F_DEPRECATED = 0x20
+_IFA_F_TENTATIVE = 0x40
 
 _UNICAST = 1
 _MAIN_TABLE = 254
@@ -108,7 +115,7 @@ def local_hosts(*, ignore: frozenset[str] = frozenset()) -> list[str]:
     with _netlink() as ip:
         names = _names(ip)
         for message in ip.get_addr():
-            if names.get(message["index"]) in ignore:
+            if names.get(message["index"]) in ignore or not _is_in_use(message):
                 continue
             address = ip_address(message.get("IFA_LOCAL") or message.get("IFA_ADDRESS"))
             if not (address.is_loopback or address.is_link_local or address.is_multicast):
@@ -127,7 +134,8 @@ def lan_addresses(*, ignore: frozenset[str] = frozenset()) -> list[IPv4Interface
         }
         for message in ip.get_addr():
             address = ip_interface(f"{message.get('IFA_ADDRESS')}/{message['prefixlen']}")
-            if message["index"] in names and names[message["index"]] not in ignore and not address.is_link_local:
+            is_near = message["index"] in names and names[message["index"]] not in ignore
+            if is_near and _is_in_use(message) and not address.is_link_local:
                 found[address] = None
     return sorted(found, key=str)
 
@@ -178,6 +186,17 @@ def _netlink() -> Iterator[IPRoute]:
             yield ip
     except NetlinkError as error:
         raise OSError(error.code, f"the kernel refused a change of interfaces or routes ({error})") from error
+
+
+def _is_in_use(message: Mapping[str, Any]) -> bool:
+    """False for an IPv6 address that is not ours yet or soon no more (RFC 4862 §5.4, §5.5.4).
+
+    Temporary ones (RFC 8981) count: the kernel sends from them, so firewalls are open for them and no other.
+    """
+    flags = message.get("IFA_FLAGS") or message["flags"]
+    return not flags & (_IFA_F_DADFAILED | _IFA_F_DEPRECATED) and (
+        not flags & _IFA_F_TENTATIVE or bool(flags & _IFA_F_OPTIMISTIC)
+    )
 
 
 def _index(ip: IPRoute, name: str) -> int:
