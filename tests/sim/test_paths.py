@@ -9,9 +9,9 @@ import pytest
 from meshvpn.proto.transport import Path
 
 from .calls import Call, two_sites
-from .nat import Filtering, Mapping, Nat
+from .nat import Filtering, Firewall, Mapping, Nat
 from .network import Link, Router, Segment
-from .world import KINDS, ONE_WAY, PORT_RESTRICTED, PUBLIC, SYMMETRIC, World, direct_path_possible
+from .world import KINDS, ONE_WAY, PORT_RESTRICTED, PUBLIC, SERVER, SERVER6, SYMMETRIC, World, direct_path_possible
 
 
 def test_the_first_packet_takes_one_way_over_the_relay() -> None:
@@ -126,6 +126,28 @@ def test_ipv6_at_one_end_only_does_no_harm() -> None:
     world.add_site("a", PORT_RESTRICTED, ipv6="2001:db8:a::1")
     world.add_site("b", PORT_RESTRICTED)
     assert world.run_until_direct("a", "b", 2.0) is not None
+
+
+def test_ipv6_alone_and_ipv4_alone_meet_at_a_relay_that_has_both() -> None:
+    world = World(server_ipv6=True)
+    world.add_host("a", world.internet, ("2001:db8:a::1",), link=Link(latency=ONE_WAY))
+    world.add_site("b", PORT_RESTRICTED)
+    world.run(3.0)
+    for name, other in (("a", "b"), ("b", "a")):
+        path = world.primary(name, other)
+        assert path is not None
+        assert not path.is_direct
+        assert world.peer(name, other).agent.is_reachable, "a round trip came back"
+    assert remote_host(world.primary("a", "b")) == SERVER6
+    assert remote_host(world.primary("b", "a")) == SERVER
+
+
+def test_two_with_ipv6_alone_are_direct() -> None:
+    world = World(server_ipv6=True)
+    for name in ("a", "b"):
+        world.add_host(name, world.internet, (f"2001:db8:{name}::1",), link=Link(latency=ONE_WAY), firewall=Firewall())
+    assert world.run_until_direct("a", "b", 2.0) is not None
+    assert remote_host(world.primary("a", "b")) == "2001:db8:b::1"
 
 
 def test_late_signalling_delays_and_does_not_prevent() -> None:
