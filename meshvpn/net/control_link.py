@@ -14,7 +14,7 @@ import logging
 import os
 import socket
 import ssl
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -85,6 +85,7 @@ class ControlLink:
         """May be replaced while the connection is up: who joined hands over to who runs the network."""
         self._task: asyncio.Task[None] | None = None
         self._outgoing: asyncio.Queue[bytes] = asyncio.Queue(MAX_QUEUE)
+        self._local: str | None = None
 
     def open(self) -> None:
         """Start to connect."""
@@ -104,6 +105,11 @@ class ControlLink:
         """Close now; `handle_closed` follows."""
         if self._task is not None:
             self._task.cancel()
+
+    def leave(self, hosts: Collection[str]) -> None:
+        """These addresses of ours are gone. A connection from one of them is dead; TCP would notice after minutes."""
+        if self._local in hosts:
+            self.cut()
 
     async def close(self) -> None:
         """Close and wait until it is."""
@@ -128,6 +134,7 @@ class ControlLink:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 websocket, self.pin = await _connect(session, self.url, self.pin)
             async with websocket:
+                self._local = websocket.get_extra_info("sockname")[0]
                 self.handler.handle_open(ServerIdentity(self.pin, hosts))
                 writer = asyncio.create_task(self._write(websocket), name=f"control writer {self.url}")
                 try:

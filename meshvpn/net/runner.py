@@ -178,6 +178,8 @@ class NetworkRunner:
             self.node.handle_network_change(now=_now(), wall_ns=_wall_ns())
             if self._port_map is not None:
                 self._port_map.doubt()
+        if self._surroundings is not None:
+            self.link.leave(set(self._surroundings[0]) - set(hosts))
         self._surroundings = hosts, ways
         if self._lan is not None:
             self._lan.follow(await asyncio.to_thread(interface.lan_addresses, ignore=self._mesh_interfaces()))

@@ -27,8 +27,9 @@ REQUEST_TIMEOUT = 10.0
 OPEN_TIMEOUT = 10.0
 """Seconds from the connection to Attached."""
 BACKOFF_FIRST = 0.5
-BACKOFF_LAST = 30.0
-"""Seconds; each wait is drawn from 0 … the bound (full jitter), so that a fleet does not come back in step."""
+BACKOFF_LAST = 5.0
+"""Seconds; each wait is drawn from 0 … the bound (full jitter), so that a fleet does not come back in step. So long
+after a server, all are back."""
 BACKOFF_REFUSED = 60.0
 """Seconds at most after a refusal that only people can lift (evicted, deleted, locked)."""
 TRANSIENT = frozenset({RefusalCode.RATE_LIMITED, RefusalCode.UNAVAILABLE})

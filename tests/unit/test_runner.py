@@ -25,9 +25,19 @@ class Node:
         self.changes += 1
 
 
-def make_runner(node: Node) -> NetworkRunner:
+class Link:
+    """Keeps which addresses it is told are gone."""
+
+    def __init__(self) -> None:
+        self.left: list[set[str]] = []
+
+    def leave(self, hosts: set[str]) -> None:
+        self.left.append(hosts)
+
+
+def make_runner(node: Node, link: Link | None = None) -> NetworkRunner:
     stub: Any = SimpleNamespace(ports={})
-    return NetworkRunner(cast(Any, node), stub, stub, stub, on_event=lambda event: None)
+    return NetworkRunner(cast(Any, node), cast(Any, link or Link()), stub, stub, on_event=lambda event: None)
 
 
 async def look(runner: NetworkRunner) -> None:
@@ -63,7 +73,8 @@ async def test_paths_are_doubted_when_addresses_or_the_way_to_the_world_change_a
     monkeypatch.setattr(interface, "local_hosts", lambda *, ignore: list(hosts))
     monkeypatch.setattr(interface, "default_routes", lambda: list(routes))
     node = Node()
-    runner = make_runner(node)
+    link = Link()
+    runner = make_runner(node, link)
     changes: list[int] = []
     for more_routes, hosts_left in ((0, 1), (0, 1), (1, 1), (1, 1), (1, 0)):
         routes[1:] = ["198.51.100.254 eth1 100"][:more_routes]
@@ -71,3 +82,4 @@ async def test_paths_are_doubted_when_addresses_or_the_way_to_the_world_change_a
         await look(runner)
         changes.append(node.changes)
     assert changes == [0, 0, 1, 1, 2]
+    assert [gone for gone in link.left if gone] == [{"192.0.2.1"}]
