@@ -10,7 +10,7 @@
  *   set NUMBER KEY=VALUE…        delay, jitter (microseconds, one way, of packets from and to this port; jitter is added to
  *                                delay), loss, copies, late (of a million packets: lost, repeated, 30 ms later), mtu (bytes),
  *                                cut (1: all packets are lost), carrier (0: the cable is out)
- *   pair FROM TO KEY=VALUE…      loss and cut from one port to another alone
+ *   pair FROM TO KEY=VALUE…      delay, loss and cut from one port to another alone
  *   count FROM TO                `ok PACKETS`: those that came from one port and were for the other so far
  *
  * It is HOPS routers wide: a packet with fewer left dies on the way, and its sender gets an ICMP message, as it does for one
@@ -51,7 +51,7 @@ struct port {
 };
 
 struct pair {
-	long loss, cut;
+	long delay, loss, cut;
 	uint64_t count;
 };
 
@@ -190,7 +190,7 @@ static void pass(int from, int to, const uint8_t *data, int size)
 	if (happens(a->loss) || happens(b->loss) || happens(pairs[from][to].loss))
 		return;
 	while (copies--)
-		send_later(from, to, data, size, delay_of(a) + delay_of(b));
+		send_later(from, to, data, size, delay_of(a) + delay_of(b) + 1000 * pairs[from][to].delay);
 }
 
 /* IPv4 */
@@ -391,7 +391,8 @@ static long *field(struct port *port, struct pair *pair, const char *key)
 			{ "cut", &port->cut }, { "carrier", &port->carrier } };
 
 	if (pair)
-		return !strcmp(key, "loss") ? &pair->loss : !strcmp(key, "cut") ? &pair->cut : NULL;
+		return !strcmp(key, "delay") ? &pair->delay : !strcmp(key, "loss") ? &pair->loss :
+		       !strcmp(key, "cut") ? &pair->cut : NULL;
 	for (size_t n = 0; n < sizeof of_port / sizeof *of_port; n++)
 		if (!strcmp(of_port[n].key, key))
 			return of_port[n].at;

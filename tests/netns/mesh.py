@@ -40,6 +40,7 @@ class Mesh:
         self.server: subprocess.Popen[bytes] | None = None
         self.daemons: dict[int, subprocess.Popen[bytes]] = {}
         self.starts: dict[int, int] = {}
+        self.configs: dict[int, str] = {}
         self.password_file = self.write_password("password", "correct horse battery staple")
 
     def start(self) -> None:
@@ -94,6 +95,10 @@ class Mesh:
         state = self.lab.directory / f"state{number}"
         command = [str(BIN / "meshvpnd"), "--state-dir", str(state), "--socket", str(self.socket(number))]
         command += ["--log-level", self.log_level]
+        if number in self.configs:
+            file = self.lab.directory / f"daemon{number}.toml"
+            file.write_text(self.configs[number])
+            command += ["--config", str(file)]
         starts = self.starts.get(number, 0) + 1
         self.starts[number] = starts
         self.daemons[number] = self.lab.start(self.hosts[number], name, command)

@@ -139,9 +139,11 @@ class NatLab(Lab):
         words = [f"{key}={value}" for key, value in scaled.items() if value is not None]
         self._tell(f"set {self._ports[where]} {' '.join(words)}")
 
-    def between(self, a: str, b: str, *, loss: float | None = None, cut: bool | None = None) -> None:
+    def between(
+        self, a: str, b: str, *, delay: float | None = None, loss: float | None = None, cut: bool | None = None
+    ) -> None:
         """What befalls packets between two routers or public hosts, both ways; their other paths are as they were."""
-        scaled = {"loss": _scaled(loss, MILLION), "cut": _scaled(cut, 1)}
+        scaled = {"delay": _scaled(delay, MICROSECONDS), "loss": _scaled(loss, MILLION), "cut": _scaled(cut, 1)}
         words = " ".join(f"{key}={value}" for key, value in scaled.items() if value is not None)
         for ends in ((a, b), (b, a)):
             self._tell(f"pair {self._ports[ends[0]]} {self._ports[ends[1]]} {words}")

@@ -10,7 +10,7 @@ import json
 import re
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
@@ -48,6 +48,7 @@ class Heard:
     reordered: int
     longest_gap: float
     gap_at: float
+    last_at: float
     missing: tuple[tuple[int, int], ...]
     """The first ranges of numbers that did not come, before the last that did."""
 
@@ -74,8 +75,16 @@ class Change:
 class NatMesh(Mesh):
     """Hosts of a NatLab, by number; the server listens at TCP port 443, which is open everywhere."""
 
-    def __init__(self, lab: NatLab, hosts: dict[int, str], *, log_level: str = "INFO") -> None:
+    def __init__(
+        self,
+        lab: NatLab,
+        hosts: dict[int, str],
+        *,
+        configs: Mapping[int, str] | None = None,
+        log_level: str = "INFO",
+    ) -> None:
         super().__init__(lab, 0, log_level=log_level)
+        self.configs = dict(configs or {})
         self.natlab = lab
         self.hosts = hosts
         self.port = HTTPS
@@ -111,6 +120,11 @@ class NatMesh(Mesh):
         """A daemon's API."""
         return Client(str(self.socket(number)))
 
+    def is_attached(self, number: int) -> bool:
+        """True if a member is connected to the rendezvous."""
+        servers = self.client(number).get("/v1/status", ipc.Status).servers
+        return [server.state for server in servers] == ["connected"]
+
     def peer(self, number: int, other: int) -> ipc.PeerView:
         """What a member knows of another. Raises LabError."""
         nick = f"piaf-server{other}"
@@ -121,7 +135,10 @@ class NatMesh(Mesh):
 
     def is_reached(self, state: str, a: int, b: int) -> bool:
         """True if both ends reach each other in this way."""
-        return self.peer(a, b).state == self.peer(b, a).state == state
+        try:
+            return self.peer(a, b).state == self.peer(b, a).state == state
+        except LabError:  # they do not know each other yet
+            return False
 
     def wait_state(self, state: str, a: int, b: int, *, timeout: float = 20) -> float:
         """Wait until they do; the seconds that it took."""
@@ -164,7 +181,14 @@ class NatMesh(Mesh):
         came = self.talker(target).report()[self.addresses[source]]
         missing = tuple((first, last) for first, last in came["missing"])
         return Heard(
-            sent, came["received"], came["repeated"], came["reordered"], came["longest_gap"], came["gap_at"], missing
+            sent,
+            came["received"],
+            came["repeated"],
+            came["reordered"],
+            came["longest_gap"],
+            came["gap_at"],
+            came["last_at"],
+            missing,
         )
 
 
