@@ -24,13 +24,12 @@ import msgspec
 
 from .proto.errors import ConfigError
 from .proto.keys import normalise_name
-from .proto.options import Duplicate, Options
+from .proto.options import DEFAULT_MTU, Duplicate, Options
 from .proto.transport import Address
 
 DEFAULT_FILE = Path("/etc/meshvpn/meshvpn.toml")
 MAX_FILE = 1 << 20
 """Bytes."""
-DEFAULT_MTU = 1400
 MTU_RANGE = range(1280, 9001)
 """From what IPv6 asks for (RFC 8200 §5) to what the engine takes."""
 MIN_RATE = 1000

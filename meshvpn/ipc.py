@@ -12,6 +12,7 @@
     POST   /v1/networks/NET/nick            NickRequest    → Reply
     POST   /v1/networks/NET/ping            PingRequest    → PingReply
     POST   /v1/networks/NET/paths           PingRequest    → PathsReply
+    POST   /v1/netcheck                     NetcheckRequest→ NetcheckReply
     GET    /v1/events                       stream of EventView, one JSON object a line
 
 NET is a network's name or uid (hex, or a prefix of at least 4 digits). An error is an `ErrorReply` with HTTP status
@@ -25,6 +26,8 @@ from __future__ import annotations
 from typing import TypeVar
 
 import msgspec
+
+from .proto.netfindings import Findings
 
 T = TypeVar("T")
 
@@ -117,6 +120,19 @@ class PingReply(msgspec.Struct, frozen=True, kw_only=True):
     address: str
     path: str  # "direct 203.0.113.9:43667" or "relay via rendezvous"
     rtt_ms: float | None
+
+
+class NetcheckRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """`server`: ask this one; None: those of this host's networks."""
+
+    server: ServerOptions | None = None
+
+
+class NetcheckReply(msgspec.Struct, frozen=True, kw_only=True):
+    """What the network around this host lets through, and sentences for people that say what it means for calls."""
+
+    findings: Findings
+    meaning: list[str]
 
 
 class PathRow(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,7 +11,7 @@ No answer is longer than what it answers: whoever forges a victim's address gain
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from meshvpn.proto import stun
@@ -69,15 +69,20 @@ class SeatMoved:
 class Relay:
     """STUN and relay on the server's UDP sockets. `socket` is a number of the shell's.
 
+    `twins`: the socket of the same address and the other port, from which who asks for it is answered (RFC 5780 §6.1).
+
     Whoever forwards frames elsewhere (tun/relay.pyx) follows the seats by `take_moves`.
     """
 
-    def __init__(self, limits: Limits, *, entropy: Callable[[int], bytes]) -> None:
+    def __init__(
+        self, limits: Limits, *, entropy: Callable[[int], bytes], twins: Mapping[int, int] | None = None
+    ) -> None:
         self.drops: Counter[DropReason] = Counter()
         self.forwarded_packets = 0
         self.forwarded_bytes = 0
         self.stun_answers = 0
         self._entropy = entropy
+        self._twins = twins or {}
         self._seats: dict[int, _Seat] = {}
         self._members: dict[tuple[bytes, bytes], list[int]] = {}
         self._moves: list[SeatMoved] = []
@@ -177,7 +182,8 @@ class Relay:
             self.drops[found] += 1
             return _reply(data, stun.binding_error(message.transaction_id, UNAUTHORIZED), source, socket)
         key = None if found is None else found[1].key
-        reply = _reply(data, stun.binding_success(message.transaction_id, source, key=key), source, socket)
+        origin = self._twins.get(socket, socket) if found is None and message.wants_other_port else socket
+        reply = _reply(data, stun.binding_success(message.transaction_id, source, key=key), source, origin)
         if isinstance(reply, Forward):
             self.stun_answers += 1
             if found is not None:

@@ -50,7 +50,7 @@ class Server:
         self._udp_ports = udp_ports
         self._trusted_proxies = trusted_proxies
         self._metrics = Metrics()
-        self._relay = Relay(limits, entropy=secrets.token_bytes)
+        self._relay = Relay(limits, entropy=secrets.token_bytes, twins=_twins(udp))
         self._datagrams = DatagramShell(self._relay, udp, limits, clock=time.monotonic)
         self._service = Service(store, self._relay, limits, self._metrics, clock=time.monotonic, wall=time.time)
         self._streams = Streams(self._datagrams, limits, clock=time.monotonic)
@@ -204,3 +204,14 @@ class Server:
         level("meshvpn_streams", "Relay streams by WebSocket", lambda: len(self._streams))
         level("meshvpn_members_online", "Members attached", lambda: len(self._service.presence))
         level("meshvpn_relay_seats", "Relay ids given out", lambda: len(relay))
+
+
+def _twins(udp: Sequence[socket.socket]) -> dict[int, int]:
+    """The sockets of one address and two ports, by each other's number."""
+    names = [sock.getsockname()[:2] for sock in udp]
+    return {
+        number: other
+        for number, (host, port) in enumerate(names)
+        for other, (other_host, other_port) in enumerate(names)
+        if host == other_host and port != other_port
+    }

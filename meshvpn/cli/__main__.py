@@ -16,7 +16,7 @@ import meshvpn
 
 from .. import ipc
 from ..usage import usage_line
-from . import members, networks, ping, views
+from . import members, netcheck, networks, ping, views
 from .client import REFUSED, USAGE, Client, CliError
 from .common import Options
 
@@ -61,6 +61,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "peers": views.peers,
     "status": views.status,
     "ping": ping.ping,
+    "netcheck": netcheck.netcheck,
     "events": views.events,
 }
 HAMACHIS_WORDS = {"go-online": "up", "go-offline": "down", "set-nick": "nick", "set-pass": "passwd"}

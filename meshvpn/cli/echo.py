@@ -16,6 +16,10 @@ _EXPEDITED = 0xB8
 """DSCP EF (RFC 3246), as audio is marked."""
 _IP_HEADER = 20
 
+# linux/socket.h, linux/icmp.h; Python does not name them. A raw socket would fill with what is not for it.
+_SOL_RAW = 255
+_ICMP_FILTER = 1
+
 
 class Echo:
     """Echo requests to one IPv4 address. Raises PermissionError where this user may send none."""
@@ -28,6 +32,7 @@ class Echo:
         except PermissionError:
             self._socket = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
             self._is_raw = True
+            self._socket.setsockopt(_SOL_RAW, _ICMP_FILTER, struct.pack("@I", ~(1 << ECHO_REPLY) & 0xFFFFFFFF))
         self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, _EXPEDITED)
         self._socket.connect((host, 0))
         self._secret = os.urandom(PACKET_BYTES - _IP_HEADER - _HEADER.size)

@@ -22,7 +22,9 @@ from tun.device import TunError
 from .. import ipc
 from ..proto.errors import ConfigError, MembershipError, MeshError, RendezvousError
 from ..proto.keys import check_nick
+from ..proto.netfindings import meaning
 from ..state import StateError
+from . import netcheck
 from .control_link import PinMismatchError, ServerUnreachableError
 from .interface import TakenError
 from .network import Network
@@ -86,6 +88,7 @@ class Api:
         self._events = events
         self._state_dir = state_dir
         self._started_at = time.monotonic()
+        self._checking = asyncio.Lock()
 
     def application(self) -> web.Application:
         """For aiohttp."""
@@ -96,6 +99,7 @@ class Api:
                 web.get("/v1/status", self._status),
                 web.get("/v1/networks", self._list),
                 web.get("/v1/events", self._stream),
+                web.post("/v1/netcheck", self._netcheck),
                 web.post("/v1/networks", self._create),
                 web.post("/v1/networks/join", self._join),
                 web.get(f"{net}/peers", self._peers),
@@ -203,6 +207,15 @@ class Api:
 
     async def _paths(self, request: web.Request) -> web.Response:
         return _json(await self._network(request).ping_paths(await _body(request, ipc.PingRequest)))
+
+    async def _netcheck(self, request: web.Request) -> web.Response:
+        server = (await _body(request, ipc.NetcheckRequest)).server
+        servers = [server] if server is not None else self._networks.servers()
+        if not servers:
+            raise ConfigError("netcheck", "this host is in no network, so no server is known", "give --server HOST")
+        async with self._checking:  # two at a time would hear each other's bursts at the NAT
+            found = await netcheck.check(servers, ignore=self._networks.interfaces())
+        return _json(ipc.NetcheckReply(findings=found, meaning=meaning(found)))
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         queue = self._events.open()

@@ -27,6 +27,7 @@ from ..proto.errors import MeshError
 log = logging.getLogger(__name__)
 
 PIN_BY_AUTHORITY = "ca"
+CONTROL = "/v1/control"
 CONNECT_TIMEOUT = 8.0
 """Seconds for name, TCP, TLS and the WebSocket's handshake together."""
 HEARTBEAT = 20.0
@@ -129,10 +130,10 @@ class ControlLink:
             self.handler.handle_closed(reason)
 
     async def _session(self) -> None:
-        hosts = await _resolve(self.url)
+        hosts = await resolve(self.url)
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(connect=CONNECT_TIMEOUT)) as session:
             async with asyncio.timeout(CONNECT_TIMEOUT):
-                websocket, self.pin = await _connect(session, self.url, self.pin)
+                websocket, self.pin = await connect(session, self.url, self.pin)
             async with websocket:
                 self._local = websocket.get_extra_info("sockname")[0]
                 self.handler.handle_open(ServerIdentity(self.pin, hosts))
@@ -159,7 +160,8 @@ class ControlLink:
                 return
 
 
-async def _resolve(url: str) -> tuple[str, ...]:
+async def resolve(url: str) -> tuple[str, ...]:
+    """The server's addresses. Raises ServerUnreachableError."""
     parts = urlsplit(url)
     loop = asyncio.get_running_loop()
     try:
@@ -172,20 +174,25 @@ async def _resolve(url: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
-async def _connect(
-    session: aiohttp.ClientSession, url: str, pin: str | None
+async def connect(
+    session: aiohttp.ClientSession, url: str, pin: str | None, route: str = CONTROL
 ) -> tuple[aiohttp.ClientWebSocketResponse, str | None]:
+    """A WebSocket to the server, and how it is recognised from now on.
+
+    Raises PinMismatchError, ServerUnreachableError, aiohttp.ClientError, OSError.
+    """
+    where = url + route
     if url.startswith("http://"):
-        return await _upgrade(session, url, True), None
+        return await _upgrade(session, where, True), None
     if pin == PIN_BY_AUTHORITY:
-        return await _upgrade(session, url, True), pin
+        return await _upgrade(session, where, True), pin
     if pin is not None:
-        websocket = await _upgrade(session, url, _unverified_context())
+        websocket = await _upgrade(session, where, _unverified_context())
         return websocket, await _check_pin(url, websocket, pin)
     try:
-        return await _upgrade(session, url, True), PIN_BY_AUTHORITY
+        return await _upgrade(session, where, True), PIN_BY_AUTHORITY
     except aiohttp.ClientConnectorCertificateError:
-        websocket = await _upgrade(session, url, _unverified_context())
+        websocket = await _upgrade(session, where, _unverified_context())
         return websocket, _fingerprint(websocket)
 
 
@@ -201,7 +208,7 @@ def _upgrade(
     session: aiohttp.ClientSession, url: str, context: ssl.SSLContext | bool
 ) -> Awaitable[aiohttp.ClientWebSocketResponse]:
     return session.ws_connect(
-        f"{url}/v1/control",
+        url,
         ssl=context,
         heartbeat=HEARTBEAT,
         max_msg_size=MAX_MESSAGE,

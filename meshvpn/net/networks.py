@@ -85,6 +85,15 @@ class Networks:
         names = {normalise_name(network.state.name) for network in self.by_uid.values()}
         return [name for name in self.config.networks if name not in names]
 
+    def servers(self) -> list[ipc.ServerOptions]:
+        """Those of all networks, each once."""
+        urls = {network.state.server_url: network.state.server_pin for network in self.by_uid.values()}
+        return [ipc.ServerOptions(url=url, pin=pin) for url, pin in urls.items()]
+
+    def interfaces(self) -> frozenset[str]:
+        """Those that are the networks' own."""
+        return frozenset(network.state.interface for network in self.by_uid.values() if network.state.interface)
+
     def find(self, text: str) -> Network:
         """By name or uid prefix. Raises UnknownNetworkError."""
         found = [network for network in self.by_uid.values() if is_same_name(network.state.name, text)]

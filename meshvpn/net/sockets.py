@@ -114,10 +114,22 @@ def _enlarge(sock: socket.socket) -> None:
 
 def send(sockets: NetworkSockets, transmit: Transmit) -> bool:
     """Send one control datagram; False if the kernel would not take it (full buffer, no route): it is then lost."""
+    sock = sockets.numbered().get(transmit.path.socket)
+    return sock is not None and send_from(sock, transmit)
+
+
+def open_fresh(*, is_ipv6: bool) -> socket.socket | None:
+    """One more socket on a random port, for a while; None on a host without that family."""
+    try:
+        return _open(socket.AF_INET6 if is_ipv6 else socket.AF_INET, 0)
+    except OSError as error:
+        log.debug("no socket error=%s", error)
+        return None
+
+
+def send_from(sock: socket.socket, transmit: Transmit) -> bool:
+    """The same on this socket, whatever number it has."""
     path = transmit.path
-    sock = sockets.numbered().get(path.socket)
-    if sock is None:
-        return False
     payload = transmit.data if path.relay is None else path.relay.header() + transmit.data
     level, hops, discover = _SOCKET_OPTIONS[sock.family]
     marks = [] if transmit.ttl is None else [(level, hops, transmit.ttl.to_bytes(4, sys.byteorder))]

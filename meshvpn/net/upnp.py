@@ -60,6 +60,25 @@ class UpnpMapping:
     service: UpnpService
 
 
+@dataclass(frozen=True, slots=True)
+class UpnpRouter:
+    """A router that maps ports, and what it believes to be its outer address."""
+
+    host: str | None
+
+
+async def find_router(router: Router) -> UpnpRouter | None:
+    """Whether it maps ports by UPnP; nothing is mapped."""
+    try:
+        async with asyncio.timeout(TIME_LIMIT):
+            location = await _search(router)
+            service = None if location is None else await _find_service(router, location)
+            return None if service is None else UpnpRouter(await _external_host(service))
+    except Exception as error:  # noqa: BLE001 what a router sends makes the library raise whatever it likes
+        log.debug("no upnp router=%s error=%s", router.host, type(error).__name__)
+        return None
+
+
 async def add_mapping(wanted: UpnpWanted) -> UpnpMapping | None:
     """Map the port; None, with the reason in the log, if the router does not."""
     try:

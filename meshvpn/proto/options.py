@@ -7,6 +7,9 @@ from enum import StrEnum
 
 from .transport import Address
 
+DEFAULT_MTU = 1400
+"""Of the mesh interface: what is sent outside is at most 92 bytes more."""
+
 
 class Duplicate(StrEnum):
     """What is sent on two paths at once, so that losing one loses no packet. The replay window drops second copies."""

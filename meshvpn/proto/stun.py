@@ -22,6 +22,7 @@ from .transport import Address
 MAGIC_COOKIE = 0x2112A442  # RFC 8489 §5
 _HEADER = struct.Struct(">HHI12s")
 _ATTRIBUTE = struct.Struct(">HH")
+_FINGERPRINT_BYTES = 8
 _FINGERPRINT_XOR = 0x5354554E  # RFC 8489 §14.7
 MAX_ATTRIBUTES = 16
 PADDED_SOFTWARE_BYTES = 20
@@ -42,14 +43,18 @@ class AttributeType(IntEnum):
     """Attributes that are used here (RFC 8489 §18.3)."""
 
     MAPPED_ADDRESS = 0x0001
+    CHANGE_REQUEST = 0x0003  # RFC 5780 §7.2
     USERNAME = 0x0006
     MESSAGE_INTEGRITY = 0x0008
     ERROR_CODE = 0x0009
     MESSAGE_INTEGRITY_SHA256 = 0x001C
     XOR_MAPPED_ADDRESS = 0x0020
+    PADDING = 0x0026  # RFC 5780 §7.6
     SOFTWARE = 0x8022
     FINGERPRINT = 0x8028
 
+
+_CHANGE_PORT = b"\0\0\0\x02"
 
 _INTEGRITY = {
     AttributeType.MESSAGE_INTEGRITY: ("sha1", 20),
@@ -76,6 +81,11 @@ class Message:
             return None if value is None else value.decode()
         except UnicodeDecodeError:
             return None
+
+    @property
+    def wants_other_port(self) -> bool:
+        """The answer is to come from the server's other port: does our NAT let that in?"""
+        return self.attributes.get(AttributeType.CHANGE_REQUEST) == _CHANGE_PORT
 
     @property
     def mapped_address(self) -> Address | None:
@@ -131,13 +141,25 @@ def parse(data: bytes) -> Message:
     return Message(kind, transaction_id, attributes, data, integrity_at)
 
 
-def binding_request(transaction_id: bytes, *, username: str | None = None, key: bytes | None = None) -> bytes:
+def binding_request(
+    transaction_id: bytes,
+    *,
+    username: str | None = None,
+    key: bytes | None = None,
+    other_port: bool = False,
+    size: int = 0,
+) -> bytes:
     """A Binding request; with `key` it carries MESSAGE-INTEGRITY-SHA256.
 
-    It is padded to the longest answer, so that a server need not send more than it got.
+    It is padded to the longest answer, so that a server need not send more than it got, and (without `username`) to
+    `size` bytes, a multiple of four. `other_port`: the answer is to come from the server's other port.
     """
     if username is None:
         body = _attribute(AttributeType.SOFTWARE, b"meshvpn".ljust(PADDED_SOFTWARE_BYTES))
+        if other_port:
+            body += _attribute(AttributeType.CHANGE_REQUEST, _CHANGE_PORT)
+        if (missing := size - _HEADER.size - len(body) - _ATTRIBUTE.size - _FINGERPRINT_BYTES) >= 0:
+            body += _attribute(AttributeType.PADDING, bytes(missing))
     else:
         body = _attribute(AttributeType.USERNAME, username.encode())
         body += _attribute(AttributeType.SOFTWARE, b"mesh".ljust(PADDED_BINDING_BYTES))

@@ -20,6 +20,7 @@ import pytest
 
 from meshvpn import ipc
 from meshvpn.proto.keys import derive_network_keys
+from meshvpn.proto.netfindings import Filtering, Findings, PortChoice, ServerFinding, meaning
 
 PASSWORD = "correct horse battery"
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("MESHVPN_")}
@@ -457,6 +458,73 @@ def test_ping_says_when_no_path_is_known(daemon: FakeDaemon) -> None:
     daemon.reply = ipc.PathsReply(nick="berlin", address="10.7.5.2", paths=[])
     done = meshvpn(daemon.path, "ping", "n", "berlin", "-c", "1", "--paths")
     assert (done.returncode, done.stdout) == (1, "no path to berlin is known; is it online? See `meshvpn list`\n")
+
+
+FINDINGS = Findings(
+    servers=[ServerFinding("20.1.0.1:7770", 0.0221), ServerFinding("20.1.0.1:7771", None)],
+    local=["192.168.1.5"],
+    public="203.0.113.5",
+    is_translated=True,
+    mapping="endpoint-independent",
+    is_mapping_sure=False,
+    filtering=Filtering.BY_PORT,
+    ports=PortChoice.SEQUENTIAL,
+    port_step=2,
+    hairpin=False,
+    mtu=1492,
+    local6=[],
+    public6=None,
+    filtering6=None,
+    tcp_rtt=0.085,
+    relay_by_tcp=True,
+    port_mapping=["UPnP"],
+    router_host="203.0.113.5",
+)
+
+
+def test_netcheck_tells_what_was_found_and_what_it_means(daemon: FakeDaemon) -> None:
+    daemon.reply = ipc.NetcheckReply(findings=FINDINGS, meaning=["Direct calls to everybody.", "A word. " * 20])
+    done = meshvpn(daemon.path, "netcheck")
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert lines[:12] == [
+        "rendezvous   : 20.1.0.1:7770 by UDP 22.1 ms",
+        "rendezvous   : 20.1.0.1:7771 by UDP no answer",
+        "by TCP       : 85.0 ms, relay yes",
+        "UDP          : passes",
+        "IPv4         : 192.168.1.5, seen as 203.0.113.5 (NAT)",
+        "mapping      : endpoint-independent (or address-dependent: a second server address would tell)",
+        "filtering    : address-and-port-dependent",
+        "ports        : sequential, step 2",
+        "hairpin      : no",
+        "port mapping : UPnP, outer address 203.0.113.5",
+        "MTU          : 1492 to the rendezvous",
+        "IPv6         : no address",
+    ]
+    assert lines[12:14] == ["", "Direct calls to everybody."]
+    assert max(map(len, lines)) <= 100
+    assert json.loads(daemon.requests[0][2]) == {"server": None}
+    assert json.loads(meshvpn(daemon.path, "netcheck", "--json").stdout)["findings"]["ports"] == "sequential"
+
+
+def test_netcheck_asks_another_server_if_it_is_told_to(daemon: FakeDaemon) -> None:
+    lost = msgspec.structs.replace(
+        FINDINGS,
+        servers=[],
+        public=None,
+        is_translated=None,
+        tcp_rtt=None,
+        relay_by_tcp=None,
+        problems=["the name x cannot be resolved"],
+    )
+    daemon.reply = ipc.NetcheckReply(findings=lost, meaning=meaning(lost))
+    done = meshvpn(daemon.path, "netcheck", "--server", "x")
+    assert done.returncode == 4
+    assert "UDP          : no answer\n" in done.stdout
+    assert "problem      : the name x cannot be resolved\n" in done.stdout
+    assert "No rendezvous can be reached" in done.stdout
+    assert json.loads(daemon.requests[0][2]) == {"server": {"url": "https://x:7770", "pin": None}}
+    assert meshvpn(daemon.path, "netcheck", "--server", "x y").returncode == 2
 
 
 def _typed(daemon: FakeDaemon, arguments: list[str], *answers: str) -> tuple[int, str]:

@@ -201,6 +201,7 @@ def relay_seeds() -> list[bytes]:
 def run_stun(data: bytes) -> str:
     def parse() -> object:
         message = stun.parse(data)
+        assert not message.wants_other_port or stun.AttributeType.CHANGE_REQUEST in message.attributes
         message.is_authentic(b"key")
         stun.parse_relay_username(message.username or "")
         return message.mapped_address or message
@@ -217,6 +218,7 @@ def stun_seeds() -> list[bytes]:
     key = bytes(32)
     return [
         stun.binding_request(bytes(12)),
+        stun.binding_request(bytes(12), other_port=True, size=200),
         stun.binding_request(bytes(12), username="00000001:1", key=key),
         stun.binding_success(bytes(12), PATH.remote, key=key),
         stun.binding_success(bytes(12), Address("2001:db8::1", 5)),

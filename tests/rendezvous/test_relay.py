@@ -50,6 +50,14 @@ def test_a_binding_request_played_back_from_elsewhere_moves_nothing() -> None:
     assert forward.to == HERE
 
 
+def test_who_asks_for_it_is_answered_from_the_other_port() -> None:
+    relay = Relay(Limits(), entropy=random.Random(1).randbytes, twins={0: 1, 1: 0})
+    plain, other = stun.binding_request(bytes(12)), stun.binding_request(bytes(12), other_port=True)
+    answers = [relay.handle_datagram(data, HERE, socket, now=0.0) for data in (plain, other) for socket in (0, 1, 2)]
+    assert [answer.socket for answer in answers if answer is not None] == [0, 1, 2, 1, 0, 2]
+    assert {answer.data for answer in answers if answer is not None} == {stun.binding_success(bytes(12), HERE)}
+
+
 def test_who_forwards_elsewhere_is_told_each_move_once() -> None:
     relay, ours, theirs = bound_pair()
     here, there = SeatMoved(ours.id, ours.id, NETWORK, 0, HERE), SeatMoved(theirs.id, theirs.id, NETWORK, 0, THERE)

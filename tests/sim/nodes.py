@@ -35,11 +35,15 @@ PATH_SEEN_INTERVAL = 1.0
 UID = bytes(16)
 
 
+TWINS = {0: 2, 2: 0, 1: 3, 3: 1}
+"""The server's sockets of one address and the other port (world.py)."""
+
+
 class RelayMachine:
     """STUN and relay, on the sockets of the host it runs on."""
 
     def __init__(self, network: Network) -> None:
-        self.relay = Relay(Limits(), entropy=network.entropy("relay"))
+        self.relay = Relay(Limits(), entropy=network.entropy("relay"), twins=TWINS)
         self._transmits: list[Transmit] = []
 
     def handle_datagram(self, data: bytes, path: Path, *, now: float) -> None:

@@ -266,6 +266,19 @@ def test_damaged_messages_parse_or_are_malformed() -> None:
             parse_quietly(bytes(damaged))
 
 
+@pytest.mark.parametrize("size", [0, 52, 60, 64, 72, 1472])
+@pytest.mark.parametrize("other_port", [True, False])
+def test_a_request_is_as_large_as_it_is_asked_to_be_and_never_shorter_than_the_answer(
+    size: int, other_port: bool
+) -> None:
+    data = stun.binding_request(TRANSACTION, other_port=other_port, size=size)
+    message = stun.parse(data)
+    assert message.wants_other_port is other_port
+    least = 60 if other_port else 52
+    assert len(data) == (size if size >= least + 4 else least)
+    assert len(data) >= len(stun.binding_success(TRANSACTION, Address("2001:db8::1", 1)))
+
+
 def parse_quietly(data: bytes) -> None:
     try:
         message = stun.parse(data)
