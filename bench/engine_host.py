@@ -28,18 +28,13 @@ SOCKET_BUFFER = 4 << 20
 _SO_RCVBUFFORCE = 33
 
 
-def open_udp() -> socket.socket:
-    """The engine's socket."""
+def run(end: int, peers: int, seed: bytes) -> None:
+    """Forward until SIGTERM."""
+    device = open_device(DEVICE, persist=False)
     udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     udp.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, SOCKET_BUFFER)
     udp.bind(("0.0.0.0", PORT))
     udp.setblocking(False)
-    return udp
-
-
-def run(end: int, peers: int, seed: bytes) -> None:
-    """Forward until SIGTERM."""
-    device, udp = open_device(DEVICE, persist=False), open_udp()
     engine = Engine(device.fd, [udp.fileno()])
     for number in range(peers):
         keys = [hashlib.blake2b(bytes([way]) + number.to_bytes(4), key=seed, digest_size=32).digest() for way in (0, 1)]

@@ -1,4 +1,4 @@
-"""Relay: what a packet costs at the rendezvous and at a member that relays, against a bare UDP copy with GSO/GRO.
+"""Relay: what a packet costs at the rendezvous, against a bare UDP copy with GSO/GRO in its place.
 
     python -m bench.relay [--rounds 3] [--seconds 3] [--rate 10000]
 
@@ -12,20 +12,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from tests.netns.lab import stopping_on_signals
 
 from . import native
 from .arena import INNER, INNER_MTU, STAR, Arena
 from .contestants import BIN, Processes, Tunnel
-from .engine_host import DEVICE
 from .figures import Section, figure, ratio, say, table
 from .load import Load, Sample, measure
 
 RATE = 10_000
-SERVER, MEMBER, COPY = "meshvpn-rendezvous", "a member's engine", "copy-gso"
-ROOT = Path(__file__).resolve().parent.parent
+SERVER, COPY = "meshvpn-rendezvous", "copy-gso"
 Relays = dict[str, tuple[Tunnel, int]]
 """The tunnel and the relay's process number, by name."""
 
@@ -55,20 +52,6 @@ def start_server(arena: Arena) -> tuple[Tunnel, int]:
     return Tunnel(pair, processes, (addresses[0], addresses[1])), server.pid
 
 
-def start_member(arena: Arena) -> tuple[Tunnel, int]:
-    """Three engines without their daemons, the middle one relaying. Raises LabError."""
-    pair, middle = arena.add_star("mem")
-    started = {}
-    for host, role in ((middle, "middle"), (pair.a, "0"), (pair.b, "1")):
-        command = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "bench.relay_host", role]
-        started[host] = arena.start(host, host, command)
-        arena.wait_ready(started[host], host)
-    for end, host in enumerate((pair.a, pair.b)):
-        arena.ip(host, f"addr add {INNER[end]}/24 dev {DEVICE}")
-        arena.ip(host, f"link set {DEVICE} mtu {INNER_MTU} up")
-    return Tunnel(pair, [started[pair.a], started[pair.b]]), started[middle].pid
-
-
 def start_copy(arena: Arena) -> tuple[Tunnel, int]:
     """Bare copies at both ends and in the middle. Raises LabError."""
     pair, middle = arena.add_star("cpy")
@@ -88,7 +71,7 @@ def collect(rate: int, rounds: int, seconds: float) -> dict[str, list[Sample]]:
     """Interleaved rounds. Raises LabError."""
     samples: dict[str, list[Sample]] = {}
     with Arena() as arena:
-        relays: Relays = {SERVER: start_server(arena), MEMBER: start_member(arena), COPY: start_copy(arena)}
+        relays: Relays = {SERVER: start_server(arena), COPY: start_copy(arena)}
         for tunnel, _ in relays.values():
             ping = ["ping", "-c", "1", "-W", "1", tunnel.addresses[1]]
             arena.wait("a ping", lambda tunnel=tunnel, ping=ping: arena.attempt(tunnel.pair.a, ping).returncode == 0)  # type: ignore[misc]
@@ -117,13 +100,7 @@ def section(rate: int, rounds: int, seconds: float) -> Section:
     return Section(
         "Relay",
         text + table(["", "CPU µs/packet", "loss %", "p50 ms", "p99 ms"], rows),
-        [
-            bound
-            for name, relay in ((SERVER, "relay"), (MEMBER, "relay at a member"))
-            for bound in ratio(
-                f"{relay}, CPU a packet against the bare UDP copy with GSO/GRO", cost[name], cost[COPY], 1.5
-            )
-        ],
+        ratio("relay, CPU a packet against the bare UDP copy with GSO/GRO", cost[SERVER], cost[COPY], 1.5),
     )
 
 

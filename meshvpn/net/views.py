@@ -18,7 +18,7 @@ STREAM_SOCKET = 2
 def peer_view(member: Member, peer: MeshPeer | None, *, now: float) -> ipc.PeerView:
     """One row of `peers`; `peer` is None for a member that we do not talk to."""
     path = None if peer is None else peer.agent.primary
-    quality = None if peer is None else peer.agent.quality()
+    quality = None if peer is None else peer.agent.quality(now=now)
     rtt = None if quality is None else quality.rtt
     return ipc.PeerView(
         nick=member.nick,

@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import IntEnum
 
-from .probe import HISTORY, WINDOWS, Probe
-from .score import DIRECT_BONUS, MEMBER_BONUS, SWITCH_MARGIN
+from .probe import CLEAN_WINDOW, HISTORY, WINDOWS, Probe
+from .score import DIRECT_BONUS, MEMBER_BONUS, SWITCH_MARGIN, r_factor
 
 MIN_SAMPLES = 3
 """Round trips after which the round trip time counts as known."""
-EVIDENCE = 20
-"""Outcomes of pings that a path must show which was left before."""
+EVIDENCE = 2.0
+"""Outcomes of pings, for each second of its hold, that a path must show which was left before."""
 RTT_MARGIN = 0.005
 """Seconds by which another path of the same kind must be faster, and at least a tenth, and more than the two paths'
 jitter."""
@@ -67,7 +67,12 @@ def second_way(probes: Iterable[Probe], primary: Probe, now: float) -> Probe | N
 def is_surely_better(this: Probe, other: Probe) -> bool:
     """Would a call sound better here, even if this path is as bad and the other as good as their pings allow?"""
     margin = SWITCH_MARGIN + max(0.0, _BONUS[kind(other)] - _BONUS[kind(this)])
-    return any(this.r_bounds(window)[0] > other.r_bounds(window)[1] + margin for window in WINDOWS)
+    # A scrutiny's worth of clean pings is judged as a whole, however few of the other's prove that it is bad.
+    is_clean = this.tally(CLEAN_WINDOW)[0] == 0
+    return any(
+        this.r_bounds(max(window, CLEAN_WINDOW) if is_clean else window)[0] > other.r_bounds(window)[1] + margin
+        for window in WINDOWS
+    )
 
 
 def _is_preferable(rival: Probe, current: Probe) -> bool:
@@ -78,11 +83,25 @@ def _is_preferable(rival: Probe, current: Probe) -> bool:
 
 def _is_no_worse(rival: Probe, current: Probe) -> bool:
     # What was left once must be seen to be good, not just not proved to be bad.
-    if rival.hold != 0 and (rival.tally(HISTORY)[1] < EVIDENCE or _rank(rival) < _rank(current)):
-        return False
+    if rival.hold != 0:
+        return _has_shown_it(rival, _rank(current))
     # What delay costs is known after the first round trips, what loss costs is not.
     handicap = _BONUS[kind(rival)] - _BONUS[kind(current)]
     return rival.r_of_delay + handicap >= current.r_of_delay and not is_surely_better(current, rival)
+
+
+def evidence(probe: Probe) -> int:
+    """Outcomes by which a path that was left shows what it is worth."""
+    return int(min(EVIDENCE * probe.hold, HISTORY))
+
+
+def _has_shown_it(probe: Probe, rank: float) -> bool:
+    """By its newest pings alone: what was bad before is what it was left for."""
+    needed = evidence(probe)
+    lost, total = probe.tally(needed)
+    if probe.rtt is None or total < needed:
+        return False
+    return r_factor(probe.rtt, probe.jitter, lost / total) + _BONUS[kind(probe)] >= rank
 
 
 def _is_faster(rival: Probe, current: Probe) -> bool:

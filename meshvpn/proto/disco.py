@@ -3,14 +3,15 @@
     magic(6) ‖ sender's disco public key(32) ‖ nonce(24) ‖ crypto_box(message)
 
     ping  1 ‖ transaction id(12) ‖ sequence(8) ‖ padding
-    pong  2 ‖ transaction id(12) ‖ family(1) ‖ observed address(16) ‖ port(2) ‖ packets received(4)
+    pong  2 ‖ transaction id(12) ‖ family(1) ‖ observed address(16) ‖ port(2) ‖ packets received(4) ‖ pings arrived(4)
 
 crypto_box is X25519, XSalsa20 and Poly1305 with a precomputed key; integers are big-endian. A pong is never longer than
 the ping it answers. Bytes after a known message are ignored, so that later versions may add to it.
 
 The sequence grows with each ping between two keys; the receiver takes each once. Without it, who recorded a ping could
 play it back from anywhere, be answered there, and fill the table of paths. `packets received` counts the data that came
-from the other end, on whatever path: pings may pass where data does not.
+from the other end, on whatever path: pings may pass where data does not. `pings arrived` counts those that came on this
+path, so that the sender can tell pings that were lost from pongs that were: each end chooses the way for what it sends.
 
 Both ends share one key, and the sender's key in front is not authenticated: who swaps it could send a datagram back to
 its maker, who would take it for the peer's, and his own pong for a round trip. So the nonce's last bit is the
@@ -40,10 +41,10 @@ OVERHEAD = len(MAGIC) + _KEY + _NONCE + _MAC
 TRANSACTION_ID_BYTES = 12
 _TYPE_PING = 1
 _TYPE_PONG = 2
-_PONG = struct.Struct(">B12sB16sHI")
+_PONG = struct.Struct(">B12sB16sHII")
 _PING = struct.Struct(">B12sQ")
 PING_BYTES = _PONG.size
-"""A ping is padded to the pong's size: 36 bytes, 114 on the wire."""
+"""A ping is padded to the pong's size: 40 bytes, 118 on the wire."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +58,13 @@ class Ping:
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    """I am; your ping came from `observed`, and I got `received` data packets of yours so far (modulo 2³²)."""
+    """I am; your ping came from `observed`. I got `received` data packets of yours so far, and on this path `arrived`
+    pings (both modulo 2³²)."""
 
     transaction_id: bytes
     observed: Address
     received: int
+    arrived: int
 
 
 def is_disco(data: bytes) -> bool:
@@ -129,6 +132,7 @@ def _encode(message: Ping | Pong) -> bytes:
         packed.ljust(16, b"\0"),
         message.observed.port,
         message.received & 0xFFFFFFFF,
+        message.arrived & 0xFFFFFFFF,
     )
 
 
@@ -139,9 +143,9 @@ def _decode(plaintext: bytes) -> Ping | Pong:
         _, transaction_id, sequence = _PING.unpack_from(plaintext)
         return Ping(transaction_id, sequence, len(plaintext))
     if plaintext[0] == _TYPE_PONG and len(plaintext) >= _PONG.size:
-        _, transaction_id, size, packed, port, received = _PONG.unpack_from(plaintext)
+        _, transaction_id, size, packed, port, received, arrived = _PONG.unpack_from(plaintext)
         if size not in (4, 16):
             raise MalformedMessage(DropReason.MALFORMED)
         host = ip_address(packed[:4]) if size == 4 else IPv6Address(packed)
-        return Pong(transaction_id, Address(str(host), port), received)
+        return Pong(transaction_id, Address(str(host), port), received, arrived)
     raise MalformedMessage(DropReason.UNKNOWN_TYPE)

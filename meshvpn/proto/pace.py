@@ -12,8 +12,10 @@ ACTIVE_INTERVAL = 0.5
 BACKUP_INTERVAL = 5.0
 """Seconds between pings, while there is payload, on each other path that ever worked: the relay must be known to work
 when it is needed, and a direct path that broke is found again when it heals."""
-HELD_INTERVAL = 1.0
+HELD_INTERVAL = 0.5
 """Seconds between pings, while there is payload, on a path that was left: what is it worth now?"""
+TRIAL = 60.0
+"""Seconds for which that goes on when the payload ended: the next call should find the better path."""
 IDLE_JITTER = 0.1
 IDLE_INTERVAL = 25.0
 """Seconds (less up to a tenth) between pings on an idle primary; below the 30 s of the strictest common NATs. A ping of
@@ -25,6 +27,8 @@ SUSPECT_INTERVAL = 0.25
 SCRUTINY_INTERVAL = 0.08
 SCRUTINY = 2.0
 """Seconds for which primary and relay are compared, ping by ping, after one of the primary's was lost."""
+SCRUTINY_LIMIT = 3
+"""Such spans in a row while pings are lost: a third that are is seen to be so."""
 SCRUTINY_PAUSE = 10.0
 """Seconds from one such comparison to the next: a little loss must not cost more packets than it is worth."""
 HELPER_TRIES = 3
@@ -48,16 +52,25 @@ class Pace:
     """What decides it for all paths to one peer."""
 
     active_until: float = float("-inf")
+    trial_until: float = float("-inf")
     scrutiny_until: float = float("-inf")
+    scrutinies: int = 0
 
     def note_payload(self, now: float) -> None:
         """Payload passed."""
         self.active_until = now + ACTIVE_FOR
+        self.trial_until = now + TRIAL
 
-    def note_loss(self, now: float) -> None:
-        """A ping on the primary was lost."""
-        if now < self.active_until and now >= self.scrutiny_until + SCRUTINY_PAUSE:
-            self.scrutiny_until = now + SCRUTINY
+    def note_loss(self, now: float, *, is_bad: bool) -> None:
+        """A ping on the primary was lost, one of many if it `is_bad`."""
+        if now >= self.active_until:
+            return
+        if now >= self.scrutiny_until + SCRUTINY_PAUSE:
+            self.scrutiny_until, self.scrutinies = now + SCRUTINY, 1
+        elif is_bad and self.scrutiny_until - SCRUTINY / 2 <= now < self.scrutiny_until:
+            if self.scrutinies >= SCRUTINY_LIMIT:
+                return
+            self.scrutiny_until, self.scrutinies = now + SCRUTINY, self.scrutinies + 1
 
     def ping_at(self, probe: Probe, role: Role, *, is_standby: bool = False) -> float | None:
         """When the path is due a ping, None if not at all. `is_standby`: the primary would be left for it."""
@@ -72,9 +85,12 @@ class Pace:
             return self._primary_ping_at(probe, is_active=is_active)
         if role is Role.HELPER and not probe.is_proven:
             return None if probe.tries >= HELPER_TRIES else probe.sent_at + HELPER_INTERVAL
-        if not is_active or (probe.worked_at is None and role is not Role.RELAY):
+        if probe.worked_at is None and role is not Role.RELAY:
             return None
-        return probe.sent_at + (HELD_INTERVAL if probe.hold else BACKUP_INTERVAL)
+        is_tried = self.trial_until > probe.sent_at
+        if probe.hold and is_tried:
+            return probe.sent_at + HELD_INTERVAL
+        return probe.sent_at + BACKUP_INTERVAL if is_active or (is_tried and not probe.is_proven) else None
 
     def _primary_ping_at(self, probe: Probe, *, is_active: bool) -> float:
         if not probe.is_proven:

@@ -19,25 +19,27 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from .candidate import Candidate, Offer
-from .choice import MIN_SAMPLES, choose, is_surely_better
+from .choice import MIN_SAMPLES, choose, evidence, is_surely_better
 from .disco import TRANSACTION_ID_BYTES, DiscoBox, Ping, Pong
 from .drops import DropReason
 from .hearing import Hearing
 from .pace import HELPER_TRIES, Pace, Role
 from .path_events import MappingDoubted, OfferWanted, PathEvent, PathQuality, PingAnswered, PrimaryChanged
 from .path_table import PathTable
-from .probe import Probe
+from .probe import WINDOWS, Probe
 from .punch import HOLD, OPENER_TTL, Punch, needs_opener
 from .replay import ReplayWindow
 from .score import mos
 from .transport import Path, Transmit
+from .why import trouble, why
 
 TRIGGER_INTERVAL = 0.05
 """Seconds between two triggered pings on one path."""
 LAZY_AFTER = 60.0
 """Seconds since the last round after which payload starts another one, if nothing direct is there."""
-QUALITY_HOLD = (30.0, 600.0)
-"""Seconds for which a path is not chosen that was left for its quality, at first and at most."""
+QUALITY_HOLD = (10.0, 600.0)
+"""Seconds for which a path is not chosen that was left for its quality, at first and at most: a machine or a net that
+was busy for a moment is forgiven soon, a path that is bad again soon after is not."""
 DEAF_HOLD = (600.0, 3600.0)
 """The same for one that passes pings but no data: to find that out costs the listener four seconds each time."""
 LOSS_SEARCH = 30.0
@@ -79,13 +81,18 @@ class PathAgent:
         probe = self.table.primary
         return probe is not None and probe.is_proven
 
-    def quality(self) -> PathQuality | None:
+    def quality(self, *, now: float) -> PathQuality | None:
         """Of the primary, or None without one."""
         probe = self.table.primary
         if probe is None:
             return None
         r = probe.r
-        return PathQuality(probe.path, probe.rtt, probe.jitter, probe.loss, r, None if r is None else mos(r))
+        score = None if r is None else mos(r)
+        return PathQuality(probe.path, probe.rtt, probe.jitter, probe.loss, r, score, self.why(now=now))
+
+    def why(self, *, now: float) -> str:
+        """Why this path, for people."""
+        return why(self.table.probes.values(), self.table.primary, now)
 
     def wants_helpers(self, now: float) -> bool:
         """Should members be tried as relays? While nothing direct works, or what is in use works badly; never for a
@@ -191,7 +198,8 @@ class PathAgent:
         if probe is None:
             return DropReason.OVER_LIMIT
         probe.asked_at = now
-        self._send(path, Pong(message.transaction_id, path.remote, self._traffic[0]))
+        probe.arrived += 1
+        self._send(path, Pong(message.transaction_id, path.remote, self._traffic[0], probe.arrived))
         is_trusted = probe.is_alive(now, is_primary=path == self.primary) and now < probe.overdue_at
         if not is_trusted and now - probe.triggered_at >= TRIGGER_INTERVAL:
             probe.triggered_at = now
@@ -282,7 +290,7 @@ class PathAgent:
 
     def _handle_pong(self, message: Pong, path: Path, now: float) -> DropReason | None:
         probe = self.table.get(path)
-        sent = probe.note_pong(message.transaction_id, now) if probe is not None else None
+        sent = probe.note_pong(message.transaction_id, message.arrived, now) if probe is not None else None
         if probe is None or sent is None:
             return DropReason.UNEXPECTED
         if sent.token is not None:
@@ -297,7 +305,7 @@ class PathAgent:
     def _leave_deaf(self, probe: Probe, now: float) -> None:
         self._hearing.start_anew()
         if any(other is not probe and other.is_alive(now) for other in self.table.probes.values()):
-            probe.hold_back(now, first=DEAF_HOLD[0], limit=DEAF_HOLD[1])
+            probe.hold_back(now, "passed pings but no data", first=DEAF_HOLD[0], limit=DEAF_HOLD[1])
 
     def _note_change(self, now: float, *, is_doubtful: bool) -> None:
         """Something changed at either end: what made a path bad may be gone, and what made it good."""
@@ -318,7 +326,7 @@ class PathAgent:
         for probe in list(self.table.probes.values()):
             is_primary = probe.path == self.primary
             if probe.count_lost(now) and is_primary:
-                self._pace.note_loss(now)
+                self._pace.note_loss(now, is_bad=probe.tally(WINDOWS[0])[0] >= 3)
             if probe.is_dead(now):
                 probe.give_up(now)
                 has_lost_direct |= is_primary and probe.path.is_direct
@@ -337,9 +345,11 @@ class PathAgent:
         if current is not None and best is not None and best is not current:
             is_left = current.path.is_direct and current.is_alive(now, is_primary=True)
             if is_left and is_surely_better(best, current):
-                current.hold_back(now, first=QUALITY_HOLD[0], limit=QUALITY_HOLD[1])
+                current.hold_back(now, trouble(current), first=QUALITY_HOLD[0], limit=QUALITY_HOLD[1])
         primary = best.path if best is not None else self.table.hope(self._session)
         is_promoted = primary != self.primary
+        if is_promoted and best is not None and best.hold:
+            best.keep_outcomes(evidence(best))
         secondary = self.table.double(primary, now)
         if is_promoted:
             self._hearing.start_anew()

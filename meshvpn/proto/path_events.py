@@ -47,3 +47,5 @@ class PathQuality:
     loss: float
     r_factor: float | None
     mos: float | None
+    why: str
+    """Why this path and no other, for people."""

@@ -14,7 +14,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from itertools import islice
 
-from .score import loss_bounds, one_way_loss, r_factor
+from .score import loss_bounds, r_factor
 from .transport import Path
 
 SUSPICION = 0.1
@@ -37,21 +37,40 @@ QUALITY_SPAN = 120.0
 """Seconds for which they are: what a path was like before says little of a call on it now."""
 WINDOWS = (10, HISTORY)
 """Newest outcomes over which loss is judged: the short one finds a path that broke down, the long one slight loss."""
+CLEAN_WINDOW = 25
+"""Outcomes over which a path without loss is judged: as many as two seconds of scrutiny bring."""
 DEATH_MEMORY = 120.0
 """Seconds within which a second death makes a path one that comes and goes."""
-DEATH_HOLD = (30.0, 600.0)
+DEATH_HOLD = (15.0, 600.0)
 """Seconds for which such a path is not chosen when it is back, at first and at most."""
+HOLD_GROWTH = 4
+"""By how much the next hold is longer."""
 HOLD_MEMORY = 600.0
 """Seconds of good conduct after which a path that was left is treated like any other."""
 
 
 @dataclass(slots=True)
 class Sent:
-    """A ping on its way. `token` is the user's, who wants to hear of the pong."""
+    """A ping on its way, the `number`th on its path. `token` is the user's, who wants to hear of the pong."""
 
     at: float
     token: int | None
+    number: int = 0
     is_counted: bool = False
+    has_arrived: bool = False
+    is_known: bool = False
+    """See Outcome."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a ping: whether it arrived. One that was not answered is taken to be lost, until the count in a
+    later pong says that it was the answer."""
+
+    at: float
+    number: int
+    has_arrived: bool
+    is_known: bool
 
 
 @dataclass(slots=True)
@@ -86,14 +105,22 @@ class Probe:
     held_until: float = float("-inf")
     """The path was left although it answers: not to be chosen before."""
     hold: float = 0.0
+    left_because: str = ""
+    """What was wrong with it, for people: "lost 31 %"."""
     pending: dict[bytes, Sent] = field(default_factory=dict)
-    outcomes: deque[tuple[float, bool]] = field(default_factory=lambda: deque(maxlen=HISTORY))
+    outcomes: deque[Outcome] = field(default_factory=lambda: deque(maxlen=HISTORY))
+    arrived: int = 0
+    """Pings of the peer that came on this path."""
+    number: int = 0
+    """Pings of ours that were sent on it."""
+    mark: tuple[int, int] | None = None
+    """The newest ping that was answered, and how many had arrived by then."""
 
     @property
     def loss(self) -> float:
-        """The share of packets lost one way."""
+        """The share of our packets lost on the way to the peer."""
         lost, total = self.tally(HISTORY)
-        return one_way_loss(lost / total) if total else 0.0
+        return lost / total if total else 0.0
 
     @property
     def r(self) -> float | None:
@@ -107,7 +134,7 @@ class Probe:
 
     def tally(self, window: int) -> tuple[int, int]:
         """Lost ones of the newest `window` outcomes, and how many outcomes there are."""
-        newest = [is_answered for _, is_answered in islice(reversed(self.outcomes), window)]
+        newest = [outcome.has_arrived for outcome in islice(reversed(self.outcomes), window)]
         return newest.count(False), len(newest)
 
     def r_bounds(self, window: int) -> tuple[float, float]:
@@ -116,8 +143,8 @@ class Probe:
             return 0.0, 0.0
         low, high = loss_bounds(*self.tally(window))
         return (
-            r_factor(self.rtt, self.jitter, one_way_loss(high)),
-            r_factor(self.rtt, self.jitter, one_way_loss(low)),
+            r_factor(self.rtt, self.jitter, high),
+            r_factor(self.rtt, self.jitter, low),
         )
 
     # Deadlines. Verdicts compare with the very sums that deadlines are: rounding must not leave one in the past.
@@ -163,20 +190,22 @@ class Probe:
         """A ping was sent."""
         if len(self.pending) >= MAX_PENDING:
             self._note_outcome(self.pending.pop(next(iter(self.pending))), now, is_answered=False)
-        self.pending[transaction_id] = Sent(now, token)
+        self.number += 1
+        self.pending[transaction_id] = Sent(now, token, self.number)
         self.sent_at, self.spread = now, transaction_id[0] / 255
         self.tries += 1
         if self.unanswered_since is None:
             self.unanswered_since = now
 
-    def note_pong(self, transaction_id: bytes, now: float) -> Sent | None:
-        """A pong came; the ping that it answers, or None if none does."""
+    def note_pong(self, transaction_id: bytes, arrived: int, now: float) -> Sent | None:
+        """A pong came, with the peer's count of pings; the ping that it answers, or None if none does."""
         sent = self.pending.pop(transaction_id, None)
         if sent is None:
             return None
         if not self.is_proven or (now >= self.doubt_at and self.tries >= OUTAGE):
             self._forget_losses()  # an outage, or an end that was not ready: over, and no measure of what comes
         self._note_outcome(sent, now, is_answered=True)
+        self._note_arrived(sent.number, arrived)
         self._note_rtt(now - sent.at)
         self.verified_at = self.worked_at = now
         self.unanswered_since, self.tries = None, 0
@@ -193,7 +222,7 @@ class Probe:
                 lost += 1
             if now >= sent.at + MAX_WAIT:
                 del self.pending[transaction_id]
-        while self.outcomes and now - self.outcomes[0][0] > QUALITY_SPAN:
+        while self.outcomes and now - self.outcomes[0].at > QUALITY_SPAN:
             self.outcomes.popleft()
         return lost
 
@@ -206,19 +235,26 @@ class Probe:
     def give_up(self, now: float) -> None:
         """Nothing came back for too long: what is known of the path is void."""
         if now < self.died_at + DEATH_MEMORY:
-            self.hold_back(now, first=DEATH_HOLD[0], limit=DEATH_HOLD[1])
+            self.hold_back(now, "came and went", first=DEATH_HOLD[0], limit=DEATH_HOLD[1])
         self.died_at = now
         self.verified_at, self.unanswered_since, self.rtt = None, None, None
         self.jitter, self.samples, self.tries = 0.0, 0, 0
         self.pending.clear()
         self.outcomes.clear()
+        self.mark = None
 
-    def hold_back(self, now: float, *, first: float, limit: float) -> None:
+    def hold_back(self, now: float, because: str, *, first: float, limit: float) -> None:
         """Do not choose the path for a while, each time longer. It must show anew what it is worth."""
+        self.left_because = because
         was_good = now - self.held_until > HOLD_MEMORY
-        self.hold = first if was_good else min(max(2 * self.hold, first), limit)
+        self.hold = first if was_good else min(max(HOLD_GROWTH * self.hold, first), limit)
         self.held_until = now + self.hold
         self.outcomes.clear()
+
+    def keep_outcomes(self, newest: int) -> None:
+        """What came before is what the path was left for, and no measure of it any more."""
+        while len(self.outcomes) > newest:
+            self.outcomes.popleft()
 
     def release(self) -> None:
         """What made the path bad may be gone."""
@@ -233,7 +269,23 @@ class Probe:
     def _note_outcome(self, sent: Sent, now: float, *, is_answered: bool) -> None:
         if not sent.is_counted:
             sent.is_counted = True
-            self.outcomes.append((now, is_answered))
+            has_arrived, is_known = is_answered or sent.has_arrived, is_answered or sent.is_known
+            self.outcomes.append(Outcome(now, sent.number, has_arrived, is_known))
+
+    def _note_arrived(self, number: int, arrived: int) -> None:
+        """Of the pings between two that were answered, tell the lost ones from those whose pong was lost."""
+        if self.mark is not None:
+            before, arrived_before = self.mark
+            if number <= before:
+                return  # overtaken
+            lost = number - before - ((arrived - arrived_before) & 0xFFFFFFFF)
+            unclear: list[Outcome | Sent] = [it for it in self.outcomes if not it.is_known]
+            unclear += [it for it in self.pending.values() if not it.is_counted]
+            for entry in unclear:
+                if before < entry.number < number:
+                    entry.is_known, entry.has_arrived = True, lost <= 0
+                    lost -= 1
+        self.mark = number, arrived
 
     def _note_rtt(self, sample: float) -> None:
         # RFC 6298 §2's smoothing; the deviation serves as jitter.

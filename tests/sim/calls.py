@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from meshvpn.proto.transport import Path
-
 from .network import Link
 from .nodes import Peer
 from .world import PORT_RESTRICTED, Kind, World
@@ -87,12 +85,7 @@ def connected_sites(
 
 def path_changes(world: World, since: float) -> int:
     """How often either end moved its primary from then on."""
-    return sum(len(_moves(world.peer(*pair).changes, since)) for pair in (("a", "b"), ("b", "a")))
-
-
-def _moves(changes: list[tuple[float, Path | None, Path | None]], since: float) -> list[Path | None]:
-    primaries = [(at, primary) for at, primary, _ in changes]
-    return [primary for (_, before), (at, primary) in pairwise(primaries) if at >= since and primary != before]
+    return sum(len(world.peer(*pair).moves(since)) for pair in (("a", "b"), ("b", "a")))
 
 
 def _longest_gap(arrivals: list[float], since: float, until: float) -> float:

@@ -10,6 +10,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from meshvpn.proto import disco, stun
 from meshvpn.proto.candidate import Candidate, Offer, decode_offer, usable
@@ -136,6 +137,11 @@ class Peer:
     received: dict[int, float] = field(default_factory=dict)
     duplicates: int = 0
     path_seen_at: float = float("-inf")
+
+    def moves(self, since: float) -> list[Path | None]:
+        """The primaries that it was moved to from then on."""
+        primaries = [(at, primary) for at, primary, _ in self.changes]
+        return [primary for (_, before), (at, primary) in pairwise(primaries) if at >= since and primary != before]
 
 
 class MeshNode:

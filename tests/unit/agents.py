@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import dataclass, field
 
 from meshvpn.proto import disco
@@ -29,6 +30,7 @@ class Bench:
     seed: int = 1
     now: float = 1000.0
     heard: int = 0
+    arrived: Counter[Path] = field(default_factory=Counter)
     sent: list[tuple[float, Path, Ping | Pong]] = field(default_factory=list)
     events: list[PathEvent] = field(default_factory=list)
     answers: list[tuple[float, int, Path, Pong]] = field(default_factory=list)
@@ -48,7 +50,7 @@ class Bench:
         return self.agent.is_reachable
 
     def quality(self) -> PathQuality | None:
-        return self.agent.quality()
+        return self.agent.quality(now=self.now)
 
     def run(self, seconds: float) -> None:
         """Everything that is due in that time, in order; fails if the agent does not go quiet."""
@@ -91,7 +93,8 @@ class Bench:
             self.sent.append((self.now, transmit.path, message))
             rtt = self.rtts.get(transmit.path)
             if isinstance(message, Ping) and rtt is not None:
-                pong = Pong(message.transaction_id, transmit.path.remote, self.heard)
+                self.arrived[transmit.path] += 1
+                pong = Pong(message.transaction_id, transmit.path.remote, self.heard, self.arrived[transmit.path])
                 self.answers.append((self.now + rtt, len(self.sent), transmit.path, pong))
                 self.answers.sort(key=lambda answer: answer[:2])
 

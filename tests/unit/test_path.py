@@ -62,7 +62,7 @@ def test_a_ping_from_an_unknown_address_is_answered_by_a_pong_and_a_ping() -> No
 
 def test_a_pong_that_answers_nothing_is_dropped() -> None:
     bench = connected()
-    pong = Pong(bytes(12), OUTSIDE.remote, 0)
+    pong = Pong(bytes(12), OUTSIDE.remote, 0, 0)
     assert bench.agent.handle_disco(pong, OUTSIDE, now=bench.now) is DropReason.UNEXPECTED
     assert bench.agent.handle_disco(pong, ELSEWHERE, now=bench.now) is DropReason.UNEXPECTED
 
@@ -178,9 +178,9 @@ def test_a_path_that_died_twice_must_show_that_it_stays() -> None:
         bench.call(12.0)
         assert bench.primary() == RELAY
     bench.rtts[OUTSIDE] = 0.08
-    bench.call(15.0)
+    bench.call(8.0)
     assert bench.primary() == RELAY
-    bench.call(30.0)
+    bench.call(20.0)
     assert bench.primary() == OUTSIDE
 
 
@@ -485,7 +485,7 @@ def _late(bench: Bench, seconds: float) -> None:
 
 def _pong(bench: Bench, where: Path, heard: int) -> None:
     pending = [txid for entry in bench.agent.table.probes.values() for txid in entry.pending] or [bytes(12)]
-    bench.agent.handle_disco(Pong(pending[-1], where.remote, heard), where, now=bench.now)
+    bench.agent.handle_disco(Pong(pending[-1], where.remote, heard, heard), where, now=bench.now)
 
 
 events: st.SearchStrategy[Event] = st.one_of(

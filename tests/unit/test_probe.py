@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from meshvpn.proto import pace, probe, punch
 from meshvpn.proto.choice import choose, is_surely_better, second_way
 from meshvpn.proto.hearing import DEAF_AFTER, MIN_UNHEARD, Hearing
 from meshvpn.proto.pace import Pace, Role
-from meshvpn.proto.probe import Probe
+from meshvpn.proto.probe import Outcome, Probe
 from meshvpn.proto.punch import Punch
 from meshvpn.proto.transport import Address, Path
 
@@ -29,7 +29,7 @@ def test_an_overdue_ping_is_lost_and_its_late_pong_still_proves_the_path() -> No
     assert tried.count_lost(100.5) == 1
     assert tried.tally(1) == (1, 1)
     assert tried.count_lost(100.6) == 0
-    assert tried.note_pong(b"late", 100.7) is not None
+    assert tried.note_pong(b"late", 0, 100.7) is not None
     assert tried.tally(1) == (1, 1)
     assert tried.is_alive(100.7)
 
@@ -37,17 +37,17 @@ def test_an_overdue_ping_is_lost_and_its_late_pong_still_proves_the_path() -> No
 def test_a_pong_counts_once_and_only_for_its_ping() -> None:
     tried = Probe(OUTSIDE)
     tried.note_ping(b"one", 1.0)
-    assert tried.note_pong(b"other", 1.1) is None
+    assert tried.note_pong(b"other", 0, 1.1) is None
     assert not tried.is_proven
-    assert tried.note_pong(b"one", 1.1) is not None
-    assert tried.note_pong(b"one", 1.2) is None
+    assert tried.note_pong(b"one", 0, 1.1) is not None
+    assert tried.note_pong(b"one", 0, 1.2) is None
 
 
 def test_what_was_lost_before_the_first_pong_says_nothing_of_the_path() -> None:
     tried = Probe(OUTSIDE)
     for number in range(8):
         tried.note_ping(bytes([number]), number / 10)
-    tried.note_pong(bytes([7]), 0.8)
+    tried.note_pong(bytes([7]), 0, 0.8)
     tried.count_lost(2.0)
     assert tried.tally(100) == (0, 1)
 
@@ -72,7 +72,7 @@ def test_a_short_outage_is_no_measure_of_loss() -> None:
     for number in range(8):
         tried.note_ping(bytes([number]), 100.0 + number / 4)
         tried.count_lost(100.0 + number / 4)
-    tried.note_pong(bytes([7]), 101.85)
+    tried.note_pong(bytes([7]), 0, 101.85)
     assert tried.loss == 0.0
 
 
@@ -82,15 +82,15 @@ def test_outcomes_are_forgotten_when_they_are_old() -> None:
     assert tried.tally(100) == (0, 0)
 
 
-def test_holding_back_doubles_up_to_its_limit_and_is_forgiven_in_time() -> None:
+def test_holding_back_grows_up_to_its_limit_and_is_forgiven_in_time() -> None:
     tried, now = measured(OUTSIDE), 100.0
     holds = []
     for _ in range(6):
-        tried.hold_back(now, first=30.0, limit=200.0)
+        tried.hold_back(now, "", first=30.0, limit=200.0)
         holds.append(tried.hold)
         now = tried.held_until + 10.0
-    assert holds == [30.0, 60.0, 120.0, 200.0, 200.0, 200.0]
-    tried.hold_back(now + probe.HOLD_MEMORY, first=30.0, limit=200.0)
+    assert holds == [30.0, 120.0, 200.0, 200.0, 200.0, 200.0]
+    tried.hold_back(now + probe.HOLD_MEMORY, "", first=30.0, limit=200.0)
     assert tried.hold == 30.0
 
 
@@ -131,7 +131,7 @@ def test_direct_is_left_only_for_a_relay_that_is_surely_better(direct: str, rela
 
 def test_a_path_that_was_left_comes_back_after_its_hold_and_with_clean_evidence() -> None:
     left, relay = measured(OUTSIDE, outcomes="." * 30), measured(RELAY, rtt=0.16, outcomes="." * 30)
-    left.hold, left.held_until = 30.0, 50.0
+    left.hold, left.held_until = 15.0, 50.0
     assert choose([left, relay], relay, 10.0) is relay
     left.held_until = 9.0
     assert choose([left, relay], relay, 10.0) is left
@@ -179,6 +179,7 @@ def test_another_direct_path_must_be_clearly_faster(current: float, rival: float
     assert chosen.path == expected
 
 
+@settings(deadline=None)
 @given(*[st.tuples(st.floats(0.001, 1), st.floats(0, 0.1), st.text(alphabet="....x", max_size=60))] * 2)
 def test_of_two_paths_not_each_is_surely_better(
     left: tuple[float, float, str], right: tuple[float, float, str]
@@ -226,22 +227,28 @@ def test_each_kind_of_path_is_pinged_at_its_pace() -> None:
     assert rhythm.ping_at(Probe(OTHER), Role.OTHER) is None
     tried.hold = 30.0
     assert rhythm.ping_at(tried, Role.OTHER) == 10.0 + pace.HELD_INTERVAL
-    rhythm.note_loss(12.0)
+    rhythm.note_loss(12.0, is_bad=False)
     assert rhythm.ping_at(tried, Role.PRIMARY) == 10.0 + pace.SCRUTINY_INTERVAL
 
 
 def test_scrutiny_needs_payload_and_has_pauses() -> None:
     rhythm = Pace()
-    rhythm.note_loss(10.0)
+    rhythm.note_loss(10.0, is_bad=False)
     assert rhythm.scrutiny_until == float("-inf")
     rhythm.note_payload(10.0)
-    rhythm.note_loss(10.0)
+    rhythm.note_loss(10.0, is_bad=False)
     until = rhythm.scrutiny_until
     rhythm.note_payload(until + 1.0)
-    rhythm.note_loss(until + 1.0)
+    rhythm.note_loss(until + 1.0, is_bad=True)
     assert rhythm.scrutiny_until == until
+    rhythm.note_loss(until - 0.5, is_bad=False)
+    assert rhythm.scrutiny_until == until
+    for _ in range(10):
+        rhythm.note_loss(rhythm.scrutiny_until - 0.5, is_bad=True)
+    assert rhythm.scrutiny_until == pytest.approx(until + (pace.SCRUTINY_LIMIT - 1) * (pace.SCRUTINY - 0.5))
+    until = rhythm.scrutiny_until
     rhythm.note_payload(until + pace.SCRUTINY_PAUSE)
-    rhythm.note_loss(until + pace.SCRUTINY_PAUSE)
+    rhythm.note_loss(until + pace.SCRUTINY_PAUSE, is_bad=False)
     assert rhythm.scrutiny_until > until
 
 
@@ -316,5 +323,36 @@ def measured(path: Path, *, rtt: float = 0.08, jitter: float = 0.0, outcomes: st
     """A path that answered at 10 s, with these outcomes of pings before (x: lost)."""
     tried = Probe(path, is_candidate=path.is_direct, rtt=rtt, jitter=jitter, samples=10, verified_at=10.0)
     tried.worked_at = 10.0
-    tried.outcomes.extend((9.0, outcome == ".") for outcome in outcomes)
+    tried.outcomes.extend(Outcome(9.0, 0, outcome == ".", is_known=True) for outcome in outcomes)
     return tried
+
+
+# Directions.
+
+
+@pytest.mark.parametrize(
+    ("lost_there", "lost_back"),
+    [("..x.x...x.", ".........."), ("..........", ".x..x.x..."), ("x.x...x...", ".x.x...x..")],
+)
+def test_what_is_lost_on_the_way_there_is_told_from_what_is_lost_on_the_way_back(
+    lost_there: str, lost_back: str
+) -> None:
+    tried, arrived = Probe(OUTSIDE), 0
+    ways = list(zip("." + lost_there + ".", "." + lost_back + ".", strict=True))
+    for number, (there, back) in enumerate(ways):
+        now = number / 5
+        tried.count_lost(now)
+        tried.note_ping(bytes([number]), now)
+        arrived += there == "."
+        if there == back == ".":
+            tried.note_pong(bytes([number]), arrived, now + 0.05)
+    assert tried.tally(100) == (lost_there.count("x"), len(ways))
+
+
+def test_a_count_that_makes_no_sense_is_no_worse_than_none() -> None:
+    tried = Probe(OUTSIDE)
+    for number, arrived in enumerate((5, 2**32 - 1, 0, 7, 7)):
+        tried.count_lost(float(number))
+        tried.note_ping(bytes([number]), float(number))
+        tried.note_pong(bytes([number]), arrived, number + 0.05)
+    assert tried.tally(100) == (0, 5)
