@@ -32,6 +32,7 @@ from ..proto.keys import Identity
 from ..proto.membership import MemberKeys, Profile
 from ..proto.node import Node
 from ..proto.peer import MeshPeer
+from ..proto.permit import Permit
 from ..proto.primitives import x25519_public
 from ..proto.roster import Roster
 from ..proto.transport import Address, Path
@@ -53,10 +54,17 @@ class Network:
     """A network this host is a member of. `publish` is told what users may want to know."""
 
     def __init__(
-        self, state: NetworkState, directory: StateDir, config: NetworkConfig, publish: Callable[[ipc.EventView], None]
+        self,
+        state: NetworkState,
+        directory: StateDir,
+        config: NetworkConfig,
+        publish: Callable[[ipc.EventView], None],
+        *,
+        permit: Permit,
     ) -> None:
         self.state = state
         self.config = config
+        self._permit = permit
         self.identity = Identity(state.identity)
         self.owner = None if state.owner is None else Identity(state.owner)
         self.roster = Roster(state.uid, self.identity, state.roster)
@@ -131,6 +139,7 @@ class Network:
             own_record=state.own_record,
             entropy=entropy,
             options=self.config.options,
+            permit=self._permit,
         )
         tunnel_public = node.membership.tunnel_public
         placement = Placement(

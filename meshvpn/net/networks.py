@@ -29,6 +29,7 @@ from ..proto.keys import (
 )
 from ..proto.membership import MIN_PREFIX
 from ..proto.owner import PasswordRule
+from ..proto.permit import Permit
 from ..proto.record import check_address
 from ..proto.roster import RosterState
 from ..state import NetworkState, StateDir
@@ -56,6 +57,7 @@ class Networks:
         self._directory = directory
         self._default_nick = default_nick
         self._publish = publish
+        self._permit = Permit()
         self._enrolling = asyncio.Lock()
 
     async def start(self) -> None:
@@ -221,7 +223,7 @@ class Networks:
         await self._try_up(network)
 
     def _network(self, state: NetworkState) -> Network:
-        return Network(state, self._directory, self.config.of(state.name), self._publish)
+        return Network(state, self._directory, self.config.of(state.name), self._publish, permit=self._permit)
 
     async def _try_up(self, network: Network) -> None:
         try:

@@ -22,7 +22,7 @@ from tun.engine import (
 from ..proto.commands import apply
 from ..proto.control_session import ConnectWanted, DisconnectWanted
 from ..proto.errors import MeshError
-from ..proto.events import NodeEvent
+from ..proto.events import NodeEvent, SocketsUnwanted, SocketsWanted
 from ..proto.keys import ula_prefix
 from ..proto.node import Node
 from ..proto.peer import Traffic
@@ -32,6 +32,7 @@ from ..proto.transport import Address, Path, RelayHop
 from . import interface
 from .control_link import ControlLink, ServerIdentity
 from .enrolment import Enrolled
+from .extra_sockets import ExtraSockets
 from .lan import LanDiscovery
 from .portmap import PortMapDriver
 from .sockets import IPV4_SOCKET, NetworkSockets, send
@@ -80,6 +81,7 @@ class NetworkRunner:
         self._sockets = sockets
         self._on_event = on_event
         self._loop = asyncio.get_running_loop()
+        self._extra = ExtraSockets(self._loop, self._handle_extra)
         self._timer: asyncio.TimerHandle | None = None
         self._poll: asyncio.TimerHandle | None = None
         self._refresh: asyncio.Task[None] | None = None
@@ -150,6 +152,7 @@ class NetworkRunner:
             self._loop.remove_reader(self.engine.slow_fd)
             await asyncio.to_thread(self.engine.stop)
             self.engine = None
+        self._extra.close_all()
         self._sockets.close()
         if self.device is not None:
             if not keep_device:
@@ -251,6 +254,10 @@ class NetworkRunner:
             self.node.handle_datagram(item.data, path, now=now, wall_ns=wall_ns)
         self._pump()
 
+    def _handle_extra(self, number: int, data: bytes, host: str, port: int) -> None:
+        self.node.handle_datagram(data, Path(number, Address(host, port)), now=_now(), wall_ns=_wall_ns())
+        self._pump()
+
     def _handle_engine_event(self, event: EngineEvent, now: float, wall_ns: int) -> None:
         if event.kind == EVENT_HANDSHAKE_WANTED:
             self.node.handle_handshake_wanted(event.peer, now=now, wall_ns=wall_ns)
@@ -277,21 +284,30 @@ class NetworkRunner:
         if self.engine is None:
             return
         for command in self.node.take_commands():
-            apply(command, self.engine)
+            apply(command, self.engine, descriptor=self._extra.adopt)
         for transmit in self.node.take_transmits():
-            send(self._sockets, transmit)
+            send(self._sockets, transmit, extra=self._extra.get(transmit.path.socket))
         events = self.node.take_events()
+        opened: dict[int, dict[int, int]] = {}
         for event in events:
             if isinstance(event, ConnectWanted):
                 self.link.open()
             elif isinstance(event, DisconnectWanted):
                 self.link.cut()
+            elif isinstance(event, SocketsWanted):
+                opened[event.tag] = self._extra.open(event.count)
+            elif isinstance(event, SocketsUnwanted):
+                self._extra.close(event.numbers, self.engine)
         for message in self.node.take_control_messages():
             self.link.send(message)
         for event in events:
             self._on_event(event)
         if self._lan is not None:
             self._lan.announce(self.node.lan_tag)
+        if opened:
+            for tag, ports in opened.items():
+                self.node.handle_sockets_opened(tag, ports, now=_now(), wall_ns=_wall_ns())
+            self._pump()
         self._arm()
 
     def _arm(self) -> None:

@@ -73,6 +73,11 @@ def open_sockets(port: int) -> NetworkSockets:
     return NetworkSockets(v4, _open_ipv6(v4.getsockname()[1]))
 
 
+def open_ipv4(port: int) -> socket.socket:
+    """One IPv4 socket at this port (0: a random one). Raises OSError."""
+    return _open(socket.AF_INET, port)
+
+
 def _open_ipv6(port: int) -> socket.socket | None:
     for candidate in (port, 0):
         try:
@@ -112,9 +117,10 @@ def _enlarge(sock: socket.socket) -> None:
             sock.setsockopt(socket.SOL_SOCKET, plain, size)
 
 
-def send(sockets: NetworkSockets, transmit: Transmit) -> bool:
-    """Send one control datagram; False if the kernel would not take it (full buffer, no route): it is then lost."""
-    sock = sockets.numbered().get(transmit.path.socket)
+def send(sockets: NetworkSockets, transmit: Transmit, *, extra: socket.socket | None = None) -> bool:
+    """Send one control datagram, from `extra` if there is one; False if the kernel would not take it (full buffer, no
+    route): it is then lost."""
+    sock = extra or sockets.numbered().get(transmit.path.socket)
     return sock is not None and send_from(sock, transmit)
 
 

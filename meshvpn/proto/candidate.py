@@ -14,7 +14,7 @@ import msgspec
 from .codec import decode
 from .drops import DropReason
 from .errors import MalformedMessage
-from .nat import NatMapping
+from .nat import Attempt, NatMapping
 from .transport import Address
 
 MAX_CANDIDATES = 32
@@ -58,7 +58,9 @@ class Offer(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     disco_key: bytes
     candidates: list[Candidate]
     nat: NatMapping = NatMapping()
-    """How the member's NAT maps; last, as older versions end before it."""
+    """How the member's NAT maps. From here on older versions have nothing."""
+    attempt: Attempt | None = None
+    """Sockets that were opened for the peer since the last offer."""
 
     def encode(self) -> bytes:
         """For sealing."""

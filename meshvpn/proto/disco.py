@@ -91,6 +91,11 @@ class DiscoBox:
         self._shared = _shared_key(remote_public, local_secret)
         self._direction = int(self._local_public > remote_public)
 
+    @property
+    def leads(self) -> bool:
+        """True at one of the two ends, where both must not do the same."""
+        return self._direction == 1
+
     def seal(self, message: Ping | Pong, entropy: Callable[[int], bytes]) -> bytes:
         """The datagram."""
         nonce = bytearray(entropy(_NONCE))

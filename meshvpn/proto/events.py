@@ -58,8 +58,26 @@ class MembershipChanged:
     what: str
 
 
+@dataclass(frozen=True, slots=True)
+class SocketsWanted:
+    """Open so many IPv4 UDP sockets on random ports and say so by `handle_sockets_opened(tag, …)`, with fewer or none
+    if there are no more. Until one is adopted (commands.py) what it receives goes to `handle_datagram`."""
+
+    tag: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class SocketsUnwanted:
+    """Close these."""
+
+    numbers: tuple[int, ...]
+
+
 NodeEvent = (
-    StateChanged
+    SocketsWanted
+    | SocketsUnwanted
+    | StateChanged
     | PeerChanged
     | ServerChanged
     | ActionFinished

@@ -42,6 +42,8 @@ class PortRule(IntEnum):
     COUNTED = 2
     """It follows the last one, a step away."""
     RANDOM = 3
+    REFUSED = 4
+    """The member wants no guessing, by itself or by others."""
 
 
 class NatMapping(msgspec.Struct, frozen=True, array_like=True):
@@ -52,6 +54,30 @@ class NatMapping(msgspec.Struct, frozen=True, array_like=True):
     port: int = 0
     step: int = 0
     """Ports from one mapping to the next, if it counts; negative if it counts down."""
+
+
+class Method(IntEnum):
+    """What the end that opens has done, and the other is to do."""
+
+    PORT = 1
+    """One socket was opened, whose port is `port` or near it: ping it there."""
+    HOLES = 2
+    """Many were opened, whose ports nobody knows: ping random ones until one of them answers."""
+    VOLLEY = 3
+    """The next port is `port`: open many, aimed at the middle of as many of ours."""
+
+
+class Attempt(msgspec.Struct, frozen=True, array_like=True):
+    """What an offer tells of sockets opened for the peer (guess.py). `number` grows; `age` is in milliseconds."""
+
+    number: int
+    method: int
+    host: str
+    port: int
+    step: int = 0
+    rate: int = 0
+    """Ports a second that others take of the same count."""
+    age: int = 0
 
 
 def classify(seen: Sequence[tuple[Address, Address]]) -> Mapping4787:

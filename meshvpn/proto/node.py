@@ -42,11 +42,12 @@ from .options import Options
 from .owner import PasswordRule
 from .peer import MeshPeer, Traffic
 from .peering import Peering, last_good_paths
+from .permit import Permit
 from .portmap import PortMapping
 from .roster import Roster
 from .signed import Signed
 from .timers import Stamps
-from .transport import Address, Path, Transmit
+from .transport import FIRST_EXTRA_SOCKET, Address, Path, Transmit
 
 START_GRACE = 2.0
 """Seconds for which a starting node waits for the server's charter before it believes the one on its disk."""
@@ -65,6 +66,7 @@ class Node:
         own_record: Signed | None,
         entropy: Callable[[int], bytes],
         options: Options | None = None,
+        permit: Permit | None = None,
     ) -> None:
         self.roster = roster
         self.session = session
@@ -74,7 +76,7 @@ class Node:
         self.drops: Counter[DropReason] = Counter()
         self._keys = keys
         self._gatherer = Gatherer(entropy, self.options.endpoints)
-        self._peering = Peering(keys, roster, entropy=entropy, options=self.options)
+        self._peering = Peering(keys, roster, entropy=entropy, options=self.options, permit=permit or Permit())
         self._last_known: Mapping[bytes, Path] = {}
         self._starts_by: float | None = None
         self._epoch_lapses_at: float | None = None
@@ -147,7 +149,9 @@ class Node:
     def handle_datagram(self, data: bytes, path: Path, *, now: float, wall_ns: int) -> None:
         """A datagram that the engine did not keep for itself."""
         if stun.is_stun(data):
-            reason = self._gatherer.handle_datagram(data, path, now=now)
+            guesses = path.socket >= FIRST_EXTRA_SOCKET
+            receiver = self._peering.handle_stun if guesses else self._gatherer.handle_datagram
+            reason = receiver(data, path, now=now)
         else:
             reason = self._peering.handle_datagram(data, path, now=now, wall_ns=wall_ns)
         self._count(reason)
@@ -176,6 +180,11 @@ class Node:
         self._peering.offers.hold(now=now)
         self._peering.handle_network_change(now=now)
         self.session.handle_retry(now=now)
+        self._settle(now, wall_ns)
+
+    def handle_sockets_opened(self, tag: int, ports: Mapping[int, int], *, now: float, wall_ns: int) -> None:
+        """What a SocketsWanted asked for, local ports by socket number; fewer or none if there were no more."""
+        self._peering.handle_sockets_opened(tag, ports, now=now)
         self._settle(now, wall_ns)
 
     def handle_handshake_wanted(self, number: int, *, now: float, wall_ns: int) -> None:
@@ -358,7 +367,9 @@ class Node:
         self._settle_roster(now, wall_ns)
         ports = dict.fromkeys((welcome.udp_port, welcome.udp_port2))
         self._peering.offers.handle_attached(now=now)
-        self._gatherer.handle_servers([Address(host, port) for host in self._udp_hosts for port in ports], now=now)
+        servers = [Address(host, port) for host in self._udp_hosts for port in ports]
+        self._gatherer.handle_servers(servers, now=now)
+        self._peering.handle_servers(servers)
         self._relay_id = answer.relay.id
         self._gatherer.handle_relay_grant(answer.relay, now=now)
         self.membership.publish_record_if_missing(answer.members, now=now, wall=_seconds(wall_ns))

@@ -9,14 +9,17 @@ answers one. So offers wait for their turn, and say what is true when it comes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from ipaddress import IPv4Network, IPv6Network
 
-from .candidate import Candidate, Offer, decode_offer, usable
+from msgspec import structs
+
+from .candidate import Candidate, CandidateKind, Offer, decode_offer, usable
 from .control import Signal, Signalled
 from .drops import DropReason
 from .errors import MalformedMessage
 from .keys import Identity
-from .nat import NatMapping
+from .nat import Attempt, NatMapping
 from .peer import MeshPeer
 from .roster import Roster
 
@@ -40,6 +43,7 @@ class Offers:
         self._roster = roster
         self._entropy = entropy
         self._wanted: dict[bytes, MeshPeer] = {}
+        self._attempts: dict[bytes, tuple[Attempt, float]] = {}
         self._held_until = float("-inf")
         self._busy_until = float("-inf")
 
@@ -48,9 +52,16 @@ class Offers:
         if peer.is_online:
             self._wanted[peer.member.identity] = peer
 
+    def want_attempt(self, peer: MeshPeer, attempt: Attempt, measured_at: float) -> None:
+        """The peer should hear of sockets that were opened for it; said once."""
+        if peer.is_online:
+            self._attempts[peer.member.identity] = attempt, measured_at
+        self.want(peer)
+
     def forget(self, peer: MeshPeer) -> None:
         """It is no peer any more."""
         self._wanted.pop(peer.member.identity, None)
+        self._attempts.pop(peer.member.identity, None)
 
     def handle_attached(self, *, now: float) -> None:
         """Who is there will be told anew; our candidates will be complete in a moment."""
@@ -75,7 +86,7 @@ class Offers:
         while (at := self.next_timeout()) is not None and at <= now:
             peer = self._wanted.pop(next(iter(self._wanted)))
             self._busy_until = max(self._busy_until, now) + 1 / OFFER_RATE
-            signals.append(self._seal(peer))
+            signals.append(self._seal(peer, now))
         return signals
 
     def open(self, message: Signalled, peer: MeshPeer | None) -> tuple[Offer, list[Candidate]]:
@@ -92,10 +103,16 @@ class Offers:
         if not peer.is_newer_offer(offer):
             raise MalformedMessage(DropReason.STALE)
         peer.last_offer = (offer.disco_key, offer.sequence)
-        return offer, usable(offer.candidates, self._roster.mesh_prefixes)
+        inside = self._roster.mesh_prefixes
+        if offer.attempt is not None and _is_inside(offer.attempt.host, inside):
+            offer = structs.replace(offer, attempt=None)
+        if _is_inside(offer.nat.host, inside):
+            offer = structs.replace(offer, nat=NatMapping())
+        return offer, usable(offer.candidates, inside)
 
-    def _seal(self, peer: MeshPeer) -> Signal:
+    def _seal(self, peer: MeshPeer, now: float) -> Signal:
         peer.offers_sent += 1
+        attempt, measured_at = self._attempts.pop(peer.member.identity, (None, 0.0))
         offer = Offer(
             format=1,
             uid=self._roster.uid,
@@ -105,6 +122,12 @@ class Offers:
             disco_key=self._disco_public,
             candidates=list(self.candidates),
             nat=self.nat,
+            attempt=None if attempt is None else structs.replace(attempt, age=int((now - measured_at) * 1000)),
         )
         sealed = self._roster.seal_for_members(offer.encode(), self._entropy)
         return Signal(to=peer.member.identity, payload=sealed)
+
+
+def _is_inside(host: str, inside: Sequence[IPv4Network | IPv6Network]) -> bool:
+    """Would what is sent there go into the tunnel?"""
+    return bool(host) and not usable([Candidate(CandidateKind.SERVER_REFLEXIVE, host, 1)], inside)

@@ -16,14 +16,14 @@ that it is found again when it heals.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from .candidate import Candidate, Offer
 from .choice import MIN_SAMPLES, choose, evidence, is_surely_better
 from .disco import TRANSACTION_ID_BYTES, DiscoBox, Ping, Pong
 from .drops import DropReason
 from .hearing import Hearing
-from .pace import HELPER_TRIES, Pace, Role
+from .pace import ACTIVE_FOR, HELPER_TRIES, Pace, Role
 from .path_events import MappingDoubted, OfferWanted, PathEvent, PathQuality, PingAnswered, PrimaryChanged
 from .path_table import PathTable
 from .probe import WINDOWS, Probe
@@ -35,6 +35,8 @@ from .why import trouble, why
 
 TRIGGER_INTERVAL = 0.05
 """Seconds between two triggered pings on one path."""
+PEER_REFLEXIVE_FOR = 5.0
+"""Seconds from a ping of the peer for which rounds ping where it came from (RFC 8445 §7.3.1.3)."""
 LAZY_AFTER = 60.0
 """Seconds since the last round after which payload starts another one, if nothing direct is there."""
 QUALITY_HOLD = (10.0, 600.0)
@@ -109,6 +111,34 @@ class PathAgent:
         """Did a path through a member show that there is none?"""
         probe = self.table.get(path)
         return probe is not None and not probe.is_proven and probe.tries >= HELPER_TRIES and now >= probe.overdue_at
+
+    # What those who guess ports need (guess.py).
+
+    @property
+    def search_started_at(self) -> float | None:
+        """When the newest round of pings began; None before the first."""
+        return self._punch.started_at if self._has_offer and self._punch.started_at > float("-inf") else None
+
+    @property
+    def payload_at(self) -> float:
+        """When payload passed last."""
+        return self._pace.active_until - ACTIVE_FOR
+
+    def knock(self, path: Path, *, now: float, ttl: int | None = None) -> None:
+        """A ping that makes no path: it opens a hole, or looks whether there is one. What answers it does."""
+        self._sequence = max(self._sequence + 1, int(now * 1000))
+        self._send(path, Ping(self._entropy(TRANSACTION_ID_BYTES), self._sequence), ttl)
+
+    def handle_hit(self, *, now: float) -> None:
+        """The peer was heard where a port was guessed: ping it there until a round trip comes back."""
+        self._ask_for_round(now)
+
+    def forget_sockets(self, numbers: Collection[int], *, now: float) -> None:
+        """These are closed: there is no path on them any more."""
+        self.table.forget_sockets(numbers)
+        if self._session is not None and self._session[1].socket in numbers:
+            self._session = None
+        self._settle(now)
 
     # What happens.
 
@@ -273,7 +303,7 @@ class PathAgent:
         """One step of a round: a ping on every direct path that did not answer since it began, or an opener."""
         is_last = self._punch.step(now)
         for probe in list(self.table.probes.values()):
-            is_known = probe.is_candidate or probe.worked_at is not None
+            is_known = probe.is_candidate or probe.worked_at is not None or now - probe.asked_at < PEER_REFLEXIVE_FOR
             is_answered = probe.verified_at is not None and probe.verified_at >= self._punch.started_at
             if probe.path.is_direct and is_known and not is_answered:
                 self._ping(probe, now, ttl=OPENER_TTL if now < probe.opens_at else None)

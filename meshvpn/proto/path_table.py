@@ -8,13 +8,13 @@ others      where the peer's pings came from, and what worked but is not offered
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from .candidate import MAX_CANDIDATES, Candidate
 from .choice import second_way
 from .pace import Role
-from .probe import Probe
-from .transport import Address, Path
+from .probe import FRESH_FOR, Probe
+from .transport import FIRST_EXTRA_SOCKET, Address, Path
 
 MAX_RELAYS = 2
 MAX_HELPERS = 3
@@ -70,6 +70,24 @@ class PathTable:
         proven = [it for it in self.probes.values() if it.path.is_direct and it.is_proven]
         proven.sort(key=lambda it: (it.path != self.in_use, -(it.verified_at or 0.0), it.path))
         return tuple(probe.path for probe in proven)
+
+    def is_direct(self) -> bool:
+        """Does a direct path work, or was one proven that is not given up?"""
+        return any(probe.path.is_direct and probe.is_proven for probe in self.probes.values())
+
+    def extra_sockets(self, now: float) -> set[int]:
+        """Sockets opened to guess ports on which a path works, did not long ago, or may yet."""
+        probes = [probe for path, probe in self.probes.items() if path.socket >= FIRST_EXTRA_SOCKET]
+        return {
+            probe.path.socket
+            for probe in probes
+            if probe.is_proven or now - max(probe.asked_at, probe.worked_at or 0.0) < FRESH_FOR
+        }
+
+    def forget_sockets(self, numbers: Collection[int]) -> None:
+        """These are closed."""
+        for path in [path for path in self.probes if path.socket in numbers]:
+            del self.probes[path]
 
     def has_direct(self, now: float) -> bool:
         """Does a direct path work?"""

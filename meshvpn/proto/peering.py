@@ -22,6 +22,7 @@ from .deadlines import Deadlines
 from .drops import DropReason
 from .errors import MalformedMessage
 from .events import NodeEvent, PeerChanged, PingFinished
+from .guess import Guessing
 from .keys import member_relay_id
 from .member import Member
 from .membership import MemberKeys
@@ -31,10 +32,11 @@ from .options import Options
 from .path import PathAgent
 from .path_events import MappingDoubted, OfferWanted, PingAnswered, PrimaryChanged
 from .peer import MeshPeer, Traffic, make_peer
+from .permit import Permit
 from .relaying import Relaying
 from .roster import Roster
 from .timers import Stamps
-from .transport import Address, Path, RelayHop, Transmit
+from .transport import FIRST_EXTRA_SOCKET, Address, Path, RelayHop, Transmit
 from .wireguard import HandshakeGaveUp, SessionEstablished, WireGuard
 
 MAX_PEERS = MAX_MEMBERS
@@ -49,7 +51,9 @@ MAX_RELAY_PATHS = 4
 class Peering:
     """The machine. Times are monotonic seconds; `wall_ns` is Unix time in nanoseconds."""
 
-    def __init__(self, keys: MemberKeys, roster: Roster, *, entropy: Callable[[int], bytes], options: Options) -> None:
+    def __init__(
+        self, keys: MemberKeys, roster: Roster, *, entropy: Callable[[int], bytes], options: Options, permit: Permit
+    ) -> None:
         self.peers: dict[bytes, MeshPeer] = {}
         self.offers = Offers(keys.identity, disco.public_key(keys.disco), roster, entropy=entropy)
         self._disco_secret = keys.disco
@@ -66,6 +70,7 @@ class Peering:
         self._is_mapping_doubted = False
         self._relaying = Relaying(member_relay_id(roster.uid, keys.identity.public), entropy=entropy)
         self._by_relay_id: dict[int, MeshPeer] = {}
+        self._guessing = Guessing(entropy=entropy, permit=permit, is_allowed=options.port_guessing)
         self._relay: tuple[Address, int, int] | None = None
         self._relay_ids: dict[bytes, int] = {}
         self._transmits: list[Transmit] = []
@@ -103,6 +108,7 @@ class Peering:
         self._by_relay_id.setdefault(relay_id, peer)
         self.peers[member.identity] = self._by_number[number] = self._by_disco[member.disco_key] = peer
         self._wireguard.add_peer(number, member.tunnel_key, self._preshared_keys(member, wall_ns))
+        self._guessing.add(number, peer.agent)
         self._commands.append(AddPeer(number, peer.routes))
         self._follow_presence(peer, self._relay_ids.get(member.identity, 0), now)
 
@@ -135,6 +141,7 @@ class Peering:
         self._deadlines.set(peer.number, None)
         self._touch_users(peer)
         self._relaying.forget(peer.number)
+        self._guessing.remove(peer.number)
         if self._by_relay_id.get(peer.member_relay_id) is peer:
             del self._by_relay_id[peer.member_relay_id]
         self.offers.forget(peer)
@@ -172,9 +179,24 @@ class Peering:
             offer, candidates = self.offers.open(message, peer)
         except MalformedMessage as error:
             return error.reason
-        self.peers[message.source].candidates = {entry.address: entry.kind for entry in candidates}
-        self._touch(self.peers[message.source]).handle_offer(offer, candidates, now=now)
+        peer = self.peers[message.source]
+        peer.candidates = {entry.address: entry.kind for entry in candidates}
+        self._touch(peer).handle_offer(offer, candidates, now=now)
+        self._guessing.handle_offer(peer.number, offer.nat, offer.attempt, now=now)
         return None
+
+    def handle_servers(self, servers: Sequence[Address]) -> None:
+        """The rendezvous' UDP addresses."""
+        self._guessing.handle_servers(servers)
+
+    def handle_sockets_opened(self, tag: int, ports: Mapping[int, int], *, now: float) -> None:
+        """Those of a SocketsWanted, by socket number."""
+        if (number := self._guessing.handle_sockets_opened(tag, ports, now=now)) is not None:
+            self._touch(self._by_number[number])
+
+    def handle_stun(self, data: bytes, path: Path, *, now: float) -> DropReason | None:
+        """A STUN message that came on an extra socket."""
+        return self._guessing.handle_stun(data, path, now=now)
 
     def handle_relay(self, relay: tuple[Address, int, int] | None, *, now: float) -> None:
         """We are bound at the relay (its address, our socket, our id there), or no longer."""
@@ -189,7 +211,8 @@ class Peering:
 
     def handle_candidates(self, candidates: tuple[Candidate, ...], nat: NatMapping, *, now: float) -> None:
         """Our own addresses changed, or how our NAT maps them."""
-        self.offers.candidates, self.offers.nat = candidates, nat
+        self._guessing.handle_nat(nat)
+        self.offers.candidates, self.offers.nat = candidates, self._guessing.nat
         for peer in self.peers.values():
             self._touch(peer).handle_local_change(now=now)
 
@@ -231,7 +254,12 @@ class Peering:
             message = peer.agent.disco.open(data)
         except MalformedMessage as error:
             return error.reason
-        return self._touch(peer).handle_disco(message, path, now=now)
+        if not self._guessing.owns(peer.number, path.socket):
+            return DropReason.UNEXPECTED
+        reason = self._touch(peer).handle_disco(message, path, now=now)
+        if reason is None:
+            self._guessing.handle_heard(peer.number, path, now=now)
+        return reason
 
     def handle_handshake_wanted(self, number: int, *, now: float, wall_ns: int) -> None:
         """There are packets for the peer and no usable keypair."""
@@ -250,7 +278,7 @@ class Peering:
 
     def handle_path_seen(self, number: int, path: Path, *, now: float) -> None:
         """An authenticated packet of the peer came on another path than the one we send on."""
-        if (peer := self._by_number.get(number)) is not None:
+        if (peer := self._by_number.get(number)) is not None and self._guessing.keeps(number, path.socket):
             self._touch(peer).handle_path_seen(path, now=now)
 
     def handle_traffic(self, figures: Mapping[int, tuple[Traffic, Stamps]], *, now: float, wall_ns: int) -> None:
@@ -280,7 +308,7 @@ class Peering:
 
     def next_timeout(self) -> float | None:
         """The earliest deadline of paths and handshakes; offers have theirs only while we are attached."""
-        deadlines = (self._deadlines.first(), self._wireguard.next_timeout())
+        deadlines = (self._deadlines.first(), self._guessing.next_timeout(), self._wireguard.next_timeout())
         return min((at for at in deadlines if at is not None), default=None)
 
     def handle_timeout(self, *, now: float, wall_ns: int) -> None:
@@ -288,10 +316,13 @@ class Peering:
         self._wireguard.handle_timeout(now=now, wall_ns=wall_ns)
         for number in self._deadlines.take_due(now=now):
             self._touch(self._by_number[number]).handle_timeout(now=now)
+        for number in self._guessing.handle_timeout(now=now):
+            self._touch(self._by_number[number])
 
     def settle(self, *, now: float, wall_ns: int) -> list[DropReason]:
         """Drain the machines below, until none wakes another; what could not be sent."""
         dropped = self._settle_wireguard(now)
+        self._settle_guessing(now)
         while self._touched:
             touched, self._touched = self._touched, {}
             for peer in touched.values():
@@ -301,17 +332,18 @@ class Peering:
 
     def take_transmits(self) -> list[Transmit]:
         """Datagrams to send; clears."""
-        transmits, self._transmits = self._transmits, []
+        transmits, self._transmits = self._transmits + self._guessing.take_transmits(), []
         return transmits
 
     def take_commands(self) -> list[Command]:
         """What the data plane must do, in order; clears."""
-        commands, self._commands = self._commands, []
+        # A socket must be the engine's before a peer is sent to from it.
+        commands, self._commands = [*self._guessing.take_commands(), *self._commands], []
         return commands
 
     def take_events(self) -> list[NodeEvent]:
         """What users may want to know; clears."""
-        events, self._events = self._events, []
+        events, self._events = self._events + self._guessing.take_events(), []
         return events
 
     def take_doubt(self) -> bool:
@@ -353,6 +385,7 @@ class Peering:
             self._touch(self._by_number[number])
 
     def _settle_peer(self, peer: MeshPeer, now: float, wall_ns: int) -> None:
+        self._guessing.review(peer.number, now=now)
         peer.agent.handle_helpers(self._relaying.paths(peer, self._by_number, now=now), now=now)
         for event in peer.agent.take_events():
             match event:
@@ -376,6 +409,12 @@ class Peering:
             peer.reported = peer.state
             self._events.append(PeerChanged(peer.member, peer.state, peer.agent.primary))
 
+    def _settle_guessing(self, now: float) -> None:
+        for number in self._guessing.take_hits():
+            self._touch(self._by_number[number]).handle_hit(now=now)
+        for number, attempt, measured_at in self._guessing.take_offers():
+            self.offers.want_attempt(self._by_number[number], attempt, measured_at)
+
     def _relay_for(self, peer: MeshPeer) -> None:
         """Others may send to this peer through us, from and to the addresses at which it has answered."""
         paths: tuple[Path, ...] = ()
@@ -393,7 +432,8 @@ class Peering:
                     continue  # removed since
                 case SessionEstablished():
                     peer.session_at = now
-                    self._touch(peer).handle_session(event.path, now=now)
+                    if self._guessing.keeps(peer.number, event.path.socket):
+                        self._touch(peer).handle_session(event.path, now=now)
                 case HandshakeGaveUp():
                     continue  # the path machine already knows that nothing comes back
                 case _:
@@ -420,5 +460,5 @@ def last_good_paths(peers: Mapping[bytes, MeshPeer]) -> dict[bytes, Path]:
     return {
         identity: path
         for identity, peer in peers.items()
-        if (path := peer.agent.primary) is not None and path.is_direct
+        if (path := peer.agent.primary) is not None and path.is_direct and path.socket < FIRST_EXTRA_SOCKET
     }

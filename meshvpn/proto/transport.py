@@ -9,6 +9,9 @@ from ipaddress import ip_address, ip_network
 RELAY_WORD = 5
 """First 32-bit word (little-endian) of a relay frame; 1 to 4 are WireGuard's message types."""
 
+FIRST_EXTRA_SOCKET = 3
+"""From this number on sockets are those opened to guess ports, all IPv4."""
+
 RELAY_HEADER = struct.Struct("<III")
 """Relay frame: word 5 ‖ source id ‖ destination id, then the sealed packet unchanged. 12 bytes, little-endian."""
 _FRAME_START = RELAY_WORD.to_bytes(4, "little")

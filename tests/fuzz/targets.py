@@ -28,6 +28,7 @@ from meshvpn.proto.errors import MalformedMessage
 from meshvpn.proto.gather import Gatherer
 from meshvpn.proto.keys import Identity
 from meshvpn.proto.messages import CookieReply, Initiation, Response
+from meshvpn.proto.nat import Attempt, Method, NatMapping, PortRule
 from meshvpn.proto.node import Node
 from meshvpn.proto.pcp import Version
 from meshvpn.proto.portmap import PortMapper, Router
@@ -461,7 +462,10 @@ def offer_seeds() -> list[bytes]:
         disco_key=fresh_roster().members[parts["identity"].public].disco_key,
         candidates=[candidate.Candidate(1, "192.0.2.7", 7), candidate.Candidate(4, "2001:db8::1", 8)],
     )
-    return [offer.encode()]
+    mapping = NatMapping(PortRule.COUNTED, "192.0.2.7", 40000, 1)
+    attempts = [Attempt(9, method, "192.0.2.7", 40001, 1, 20, 30) for method in Method]
+    told = [msgspec.structs.replace(offer, nat=mapping, attempt=attempt) for attempt in attempts]
+    return [offer.encode(), *(it.encode() for it in told)]
 
 
 def node_datagram_seeds() -> list[bytes]:

@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv4Network
 import msgspec
 
 from meshvpn.proto import owner
-from meshvpn.proto.commands import apply
+from meshvpn.proto.commands import AdoptSocket, apply
 from meshvpn.proto.control_session import (
     ConnectWanted,
     ControlSession,
@@ -26,7 +26,7 @@ from meshvpn.proto.control_session import (
     join_opening,
 )
 from meshvpn.proto.dataplane import DataPlane, HandshakeWanted, KeypairConfirmed, PathSeen, RekeyWanted
-from meshvpn.proto.events import ActionFinished, NodeEvent, PeerChanged, StateChanged
+from meshvpn.proto.events import ActionFinished, NodeEvent, PeerChanged, SocketsUnwanted, SocketsWanted, StateChanged
 from meshvpn.proto.keys import Identity, NetworkKeys, network_uid
 from meshvpn.proto.membership import MemberKeys, Profile
 from meshvpn.proto.node import Node
@@ -35,7 +35,7 @@ from meshvpn.proto.peer import MeshPeer, PeerState, Traffic
 from meshvpn.proto.roster import Roster, RosterState
 from meshvpn.proto.signed import Signed
 from meshvpn.proto.timers import Stamps
-from meshvpn.proto.transport import RELAY_WORD, Path, Transmit
+from meshvpn.proto.transport import FIRST_EXTRA_SOCKET, RELAY_WORD, Path, Transmit
 
 from .network import Host, Network
 from .rendezvous import WALL, Rendezvous, Wire
@@ -75,6 +75,7 @@ class Member:
         self.name = name
         self.node: Node | None = None
         self.plane = DataPlane()
+        self.adopted: set[int] = set()
         self.saved: Saved | None = None
         self.owner: Identity | None = None
         self.refusals: list[SessionRefused] = []
@@ -131,6 +132,7 @@ class Member:
         if self.wire is not None:
             self._server.hang_up(self.wire)
         self.node = self._session = self.wire = self._poll_at = None
+        self.host.close_sockets(tuple(number for number in self.host.ports if number >= FIRST_EXTRA_SOCKET))
         self.host.drain()
 
     def start(self) -> None:
@@ -253,6 +255,7 @@ class Member:
         saved, now, wall_ns = self.saved, self.network.now, self._wall_ns()
         assert saved is not None
         self._session, self.plane = None, DataPlane()
+        self.adopted.clear()
         self.plane.handle_time(now=now)
         if self.options.relay:
             self.plane.set_relaying(self.options.relay_rate, self.options.relay_rate)
@@ -298,6 +301,8 @@ class Member:
         commands, transmits = node.take_commands(), node.take_transmits()
         for command in commands:
             apply(command, self.plane)
+            if isinstance(command, AdoptSocket):
+                self.adopted.add(command.number)
         self._transmits += transmits
         events = node.take_events()
         for event in events:
@@ -306,6 +311,14 @@ class Member:
             elif isinstance(event, DisconnectWanted) and self.wire is not None:
                 self._server.hang_up(self.wire)
                 self.wire = None
+            elif isinstance(event, SocketsWanted):
+                ports = self.host.open_sockets(event.count)
+                node.handle_sockets_opened(event.tag, ports, now=self.network.now, wall_ns=self._wall_ns())
+            elif isinstance(event, SocketsUnwanted):
+                self.host.close_sockets(event.numbers)
+                for number in self.adopted.intersection(event.numbers):
+                    self.plane.remove_socket(number)
+                self.adopted.difference_update(event.numbers)
         for data in node.take_control_messages():
             self._submit(data)
         for event in events:

@@ -178,6 +178,8 @@ class Host:
         self.link = link or Link()
         self.firewall = firewall
         self.addresses: tuple[str, ...] = ()
+        self._last_socket = 2
+        self._ports = random.Random(f"{network.seed}/{name}/ports")
         self.segment = segment
         self.wakes_at: float | None = None
         self.sent = 0
@@ -197,6 +199,22 @@ class Host:
             segment.members[address] = self
             if ":" in address:
                 _announce_route6(segment, address)
+
+    def open_sockets(self, count: int) -> dict[int, int]:
+        """So many IPv4 sockets more; their ports by number."""
+        opened: dict[int, int] = {}
+        for _ in range(count):
+            self._last_socket += 2
+            port = self._ports.randrange(32768, 61000)
+            while port in self.ports.values():
+                port = self._ports.randrange(32768, 61000)
+            opened[self._last_socket] = self.ports[self._last_socket] = port
+        return opened
+
+    def close_sockets(self, numbers: tuple[int, ...]) -> None:
+        """Those are gone."""
+        for number in numbers:
+            del self.ports[number]
 
     def handle(self, packet: Packet, now: float) -> None:
         if self.firewall is not None and not self.firewall.admits(packet.source, packet.destination, now):

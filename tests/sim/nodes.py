@@ -12,17 +12,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from msgspec import structs
+
 from meshvpn.proto import disco, stun
 from meshvpn.proto.candidate import Candidate, Offer, decode_offer, usable
 from meshvpn.proto.control import RelayGrant
 from meshvpn.proto.disco import DiscoBox
 from meshvpn.proto.drops import DropReason
 from meshvpn.proto.errors import MalformedMessage
+from meshvpn.proto.events import SocketsWanted
 from meshvpn.proto.gather import CandidatesChanged, Gatherer, RelayBound, RelayUnbound
-from meshvpn.proto.nat import NatMapping
+from meshvpn.proto.guess import Guessing
+from meshvpn.proto.nat import Attempt
 from meshvpn.proto.path import PathAgent
 from meshvpn.proto.path_events import MappingDoubted, OfferWanted, PrimaryChanged
-from meshvpn.proto.transport import Address, Path, RelayHop, Transmit
+from meshvpn.proto.permit import Permit
+from meshvpn.proto.transport import FIRST_EXTRA_SOCKET, Address, Path, RelayHop, Transmit
 from rendezvous.limits import Limits
 from rendezvous.relay import Relay
 
@@ -124,6 +129,7 @@ class Peer:
     name: str
     public_key: bytes
     agent: PathAgent
+    number: int
     relay_id: int = 0
     last_offer: int = 0
     offers_sent: int = 0
@@ -160,7 +166,10 @@ class MeshNode:
         self._signalling = signalling
         self._by_key: dict[bytes, Peer] = {}
         self._candidates: tuple[Candidate, ...] = ()
-        self._nat = NatMapping()
+        self.guessing = Guessing(entropy=self._entropy, permit=Permit(), is_allowed=True)
+        self.open_sockets: Callable[[int], dict[int, int]] = lambda count: {}
+        self.close_sockets: Callable[[tuple[int, ...]], None] = lambda numbers: None
+        self._numbers: dict[int, Peer] = {}
         self._relay_server: tuple[Address, int] | None = None
         self._relay_id = 0
         self._transmits: list[Transmit] = []
@@ -170,6 +179,7 @@ class MeshNode:
     def handle_attached(self, servers: list[Address], grant: RelayGrant, *, now: float) -> None:
         self._relay_id = grant.id
         self.gatherer.handle_servers(servers, now=now)
+        self.guessing.handle_servers(servers)
         self.gatherer.handle_relay_grant(grant, now=now)
         self._settle(now)
 
@@ -177,7 +187,9 @@ class MeshNode:
         peer = self.peers.get(name)
         if peer is None:
             agent = PathAgent(disco=DiscoBox(self._secret, key), entropy=self._entropy)
-            peer = self.peers[name] = Peer(name, key, agent)
+            peer = self.peers[name] = Peer(name, key, agent, len(self.peers) + 1)
+            self._numbers[peer.number] = peer
+            self.guessing.add(peer.number, agent)
         elif peer.public_key != key:
             del self._by_key[peer.public_key]
             peer.public_key, peer.last_offer = key, 0
@@ -196,6 +208,7 @@ class MeshNode:
             return
         peer.last_offer = offer.sequence
         peer.agent.handle_offer(offer, usable(offer.candidates, []), now=now)
+        self.guessing.handle_offer(peer.number, offer.nat, offer.attempt, now=now)
         self._settle(now)
 
     # What the shell says.
@@ -229,7 +242,8 @@ class MeshNode:
 
     def handle_datagram(self, data: bytes, path: Path, *, now: float) -> None:
         if stun.is_stun(data):
-            reason = self.gatherer.handle_datagram(data, path, now=now)
+            receiver = self.gatherer.handle_datagram if path.socket < FIRST_EXTRA_SOCKET else self.guessing.handle_stun
+            reason = receiver(data, path, now=now)
         elif disco.is_disco(data):
             reason = self._handle_disco(data, path, now)
         else:
@@ -241,6 +255,7 @@ class MeshNode:
     def handle_timeout(self, *, now: float) -> None:
         if (at := self.gatherer.next_timeout()) is not None and at <= now:
             self.gatherer.handle_timeout(now=now)
+        self.guessing.handle_timeout(now=now)
         for peer in self.peers.values():
             if (at := peer.agent.next_timeout()) is not None and at <= now:
                 peer.agent.handle_timeout(now=now)
@@ -253,7 +268,7 @@ class MeshNode:
         self._settle(now)
 
     def next_timeout(self) -> float | None:
-        deadlines = [self.gatherer.next_timeout()]
+        deadlines = [self.gatherer.next_timeout(), self.guessing.next_timeout()]
         for peer in self.peers.values():
             deadlines += (peer.agent.next_timeout(), peer.send_at, peer.statistics_at)
         return min((at for at in deadlines if at is not None), default=None)
@@ -272,7 +287,12 @@ class MeshNode:
             message = peer.agent.disco.open(data)
         except MalformedMessage as error:
             return error.reason
-        return peer.agent.handle_disco(message, path, now=now)
+        if not self.guessing.owns(peer.number, path.socket):
+            return DropReason.UNEXPECTED
+        reason = peer.agent.handle_disco(message, path, now=now)
+        if reason is None:
+            self.guessing.handle_heard(peer.number, path, now=now)
+        return reason
 
     def _handle_payload(self, data: bytes, path: Path, now: float) -> DropReason | None:
         if len(data) != PAYLOAD.size:
@@ -308,7 +328,7 @@ class MeshNode:
         if peer.statistics_at is None:
             peer.statistics_at = now + STATISTICS_INTERVAL
 
-    def _send_offer(self, peer: Peer) -> None:
+    def _send_offer(self, peer: Peer, attempt: Attempt | None = None) -> None:
         peer.offers_sent += 1
         offer = Offer(
             format=1,
@@ -318,7 +338,8 @@ class MeshNode:
             sequence=peer.offers_sent,
             disco_key=self.public_key,
             candidates=list(self._candidates),
-            nat=self._nat,
+            nat=self.guessing.nat,
+            attempt=attempt,
         )
         self._signalling.offer(offer.encode(), self.name, peer.name)
 
@@ -332,7 +353,8 @@ class MeshNode:
         for event in self.gatherer.take_events():
             match event:
                 case CandidatesChanged(candidates=candidates, nat=nat):
-                    self._candidates, self._nat = candidates, nat
+                    self._candidates = candidates
+                    self.guessing.handle_nat(nat)
                     for peer in self.peers.values():
                         peer.agent.handle_local_change(now=now)
                 case RelayBound(server=server, socket=socket):
@@ -341,9 +363,23 @@ class MeshNode:
                 case RelayUnbound():
                     self._relay_server = None
                     self._update_relays(now)
+        self._settle_guessing(now)
         for peer in self.peers.values():
+            self.guessing.review(peer.number, now=now)
             self._settle_peer(peer, now)
-        self._transmits += self.gatherer.take_transmits()
+        self._transmits += self.gatherer.take_transmits() + self.guessing.take_transmits()
+
+    def _settle_guessing(self, now: float) -> None:
+        self.guessing.take_commands()
+        for event in self.guessing.take_events():
+            if isinstance(event, SocketsWanted):
+                self.guessing.handle_sockets_opened(event.tag, self.open_sockets(event.count), now=now)
+            else:
+                self.close_sockets(event.numbers)
+        for number in self.guessing.take_hits():
+            self._numbers[number].agent.handle_hit(now=now)
+        for number, attempt, measured_at in self.guessing.take_offers():
+            self._send_offer(self._numbers[number], structs.replace(attempt, age=int((now - measured_at) * 1000)))
 
     def _settle_peer(self, peer: Peer, now: float) -> None:
         for event in peer.agent.take_events():

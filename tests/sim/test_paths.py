@@ -11,7 +11,19 @@ from meshvpn.proto.transport import Path
 from .calls import Call, two_sites
 from .nat import Filtering, Firewall, Mapping, Nat
 from .network import Link, Router, Segment
-from .world import KINDS, ONE_WAY, PORT_RESTRICTED, PUBLIC, SERVER, SERVER6, SYMMETRIC, World, direct_path_possible
+from .world import (
+    KINDS,
+    ONE_WAY,
+    PORT_RESTRICTED,
+    PUBLIC,
+    SERVER,
+    SERVER6,
+    SYMMETRIC,
+    Reach,
+    World,
+    best_reach,
+    direct_path_possible,
+)
 
 
 def test_the_first_packet_takes_one_way_over_the_relay() -> None:
@@ -27,17 +39,23 @@ def test_the_first_packet_takes_one_way_over_the_relay() -> None:
 @pytest.mark.parametrize(("left", "right"), list(itertools.product(KINDS, KINDS)))
 def test_every_pair_of_kinds_is_direct_exactly_if_it_can_be(left: str, right: str) -> None:
     world = two_sites(KINDS[left], KINDS[right])
-    is_possible = direct_path_possible(world.hosts["a"], world.hosts["b"])
-    assert (world.run_until_direct("a", "b", 2.0) is not None) == is_possible
+    reach = best_reach(world.hosts["a"], world.hosts["b"])
+    is_possible = reach in (Reach.DIRECT, Reach.PREDICTED)
+    limit = 4.0 if reach is Reach.PREDICTED else 2.0
+    assert (world.run_until_direct("a", "b", limit) is not None) == is_possible
     if "udp-blocked" in (left, right):
         return
     call = Call(world)
+    # With payload a birthday attack starts; its own tests wait for it.
     world.run(2.0)
     call.hang_up()
     world.run(1.0)
     assert call.lost(0.0, world.network.now) == 0
     assert call.duplicates == 0
-    assert world.is_direct("a", "b") == is_possible
+    # An address-dependent NAT looks to one server as if it kept its port: an attack on the other end may find it.
+    may_be_found = reach is Reach.BIRTHDAY or any(kind.startswith("adm") for kind in (left, right))
+    if is_possible or not may_be_found:
+        assert world.is_direct("a", "b") == is_possible
 
 
 @pytest.mark.parametrize("kinds", [("port-restricted", "carrier"), ("public", "symmetric"), ("restricted", "apdm-eif")])

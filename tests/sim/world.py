@@ -11,7 +11,9 @@ internet ─────────┴──────┬──────�
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
+from meshvpn.proto.nat import PortRule
 from meshvpn.proto.transport import Address, Path
 
 from .nat import Filtering, Firewall, Mapping, Nat, Ports
@@ -134,6 +136,7 @@ class World:
         host = self.hosts[name]
         host.machine = node
         node.drain = host.drain
+        node.open_sockets, node.close_sockets = host.open_sockets, host.close_sockets
         node.handle_local_addresses(host.addresses, host.ports, now=self.network.now)
         self.signalling.attach(node)
         host.drain()
@@ -246,6 +249,37 @@ def direct_path_possible(left: Host, right: Host) -> bool:
         return any(host.segment is inside and host.firewall is None for host in (left, right))
     sides = _side(left), _side(right)
     return _may_start(*sides) or _may_start(*reversed(sides))
+
+
+class Reach(Enum):
+    """The best that two hosts can have."""
+
+    DIRECT = "without guessing"
+    PREDICTED = "one end counts, and the other keeps its port or counts too"
+    BIRTHDAY = "one end rolls dice, and the other keeps its port"
+    RELAYED = "relay"
+
+
+def best_reach(left: Host, right: Host) -> Reach:
+    """The oracle for guessing too."""
+    if direct_path_possible(left, right):
+        return Reach.DIRECT
+    shared = [router for router in _routers(left) if router in _routers(right)]
+    is_blocked = any(router.is_udp_blocked for host in (left, right) for router in _routers(host))
+    if is_blocked or not all(router.nat.hairpin for router in shared):
+        return Reach.RELAYED
+    rules = sorted(_port_rule(host) for host in (left, right))
+    if PortRule.RANDOM not in rules:
+        return Reach.PREDICTED if PortRule.COUNTED in rules else Reach.RELAYED
+    return Reach.BIRTHDAY if rules[0] is PortRule.KEPT else Reach.RELAYED
+
+
+def _port_rule(host: Host) -> PortRule:
+    """What the host's NATs in sum do with the port towards another peer."""
+    nats = [router.nat for router in _routers(host) if router.nat.mapping is not Mapping.INDEPENDENT]
+    if not nats:
+        return PortRule.KEPT
+    return PortRule.COUNTED if all(nat.ports is Ports.SEQUENTIAL for nat in nats) else PortRule.RANDOM
 
 
 def _may_start(sender: _Side, receiver: _Side) -> bool:

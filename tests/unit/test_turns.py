@@ -21,6 +21,7 @@ from meshvpn.proto.control_session import SessionState
 from meshvpn.proto.errors import MembershipError
 from meshvpn.proto.keys import Identity, NetworkKeys, network_uid
 from meshvpn.proto.node import Node
+from meshvpn.proto.permit import Permit
 from meshvpn.state import NetworkState, StateDir
 
 OWNER, MEMBER = Identity(b"o" * 32), Identity(b"m" * 32)
@@ -64,7 +65,7 @@ def networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Networ
     made = Networks(directory, Config(), "pbx", lambda event: None)
     state = _state()
     directory.save(state)
-    made.by_uid[state.uid] = module.Network(state, directory, NetworkConfig(), lambda event: None)
+    made.by_uid[state.uid] = module.Network(state, directory, NetworkConfig(), lambda event: None, permit=Permit())
     yield made
     directory.close()
 
