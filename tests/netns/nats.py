@@ -40,8 +40,6 @@ class Nat:
     """Otherwise they come from a range that inside ports are not in. For independent mapping only."""
     has_hairpin: bool = False
     """Inside hosts reach each other by outside addresses, and see outside addresses. It filters nothing of that."""
-    forwards: str | None = None
-    """The inside host that gets what nobody asked for, as the host that a user called exposed does."""
     drops: bool = True
     """False: what nobody asked for reaches the router itself, which then takes its port for taken."""
     blocks_udp: bool = False
@@ -86,8 +84,6 @@ class Nat:
             rules.append('iifname "wan" meta l4proto udp dnat ip to udp dport . ip saddr map @inside_of')
         if self.has_hairpin:
             rules.append(f'iifname "lan" ip daddr {wan} meta l4proto udp dnat ip to udp dport map @inside')
-        if self.forwards is not None:
-            rules.append(f'iifname "wan" udp dport 1024-65535 dnat to {self.forwards}')
         return _chain("prerouting", "nat hook prerouting priority -100", rules)
 
     def _postrouting(self, wan: str) -> list[str]:

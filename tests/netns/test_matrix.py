@@ -12,11 +12,12 @@ import itertools
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pytest
 
 from . import nats
+from .igd import Igd
 from .natlab import NatLab
 from .natmesh import Heard, NatMesh
 
@@ -125,7 +126,7 @@ def _add_site(lab: NatLab, number: int, kind: str) -> str:
         return lab.add_public(number, has_firewall=kind == "firewall")
     if kind == "carrier":
         return lab.add_site(number, nats.PORT_RESTRICTED, behind=lab.add_carrier(number, nats.CARRIER_GRADE))
-    return lab.add_site(
+    host = lab.add_site(
         number,
         {
             "cone": nats.FULL_CONE,
@@ -133,10 +134,13 @@ def _add_site(lab: NatLab, number: int, kind: str) -> str:
             "port": nats.PORT_RESTRICTED,
             "counting": nats.SYMMETRIC_COUNTING,
             "symmetric": nats.SYMMETRIC,
-            "mapped": replace(nats.SYMMETRIC, forwards=f"192.168.{number}.2"),
+            "mapped": nats.SYMMETRIC,
             "blocked": nats.UDP_BLOCKED,
         }[kind],
     )
+    if kind == "mapped":
+        Igd(lab, number, "pcp", "nat-pmp", "upnp").start()
+    return host
 
 
 @pytest.fixture(scope="module")
