@@ -25,7 +25,7 @@ import meshvpn
 from . import config
 from .ipc import DEFAULT_SOCKET, SOCKET_GROUP
 from .net.api import Api, Events
-from .net.monitor import NetworkMonitor
+from .net.monitor import NetworkMonitor, SleepMonitor
 from .net.networks import Networks
 from .proto.errors import ConfigError, MeshError
 from .proto.keys import nick_from_hostname
@@ -136,7 +136,7 @@ async def _serve(settings: config.Config, state_dir: Path, socket_path: Path) ->
     await networks.start()
     for name in networks.unknown_in_config():
         log.warning("configuration for a network that this host is not in network=%s", name)
-    monitor = NetworkMonitor(networks.handle_network_change)
+    monitors = NetworkMonitor(networks.handle_network_change), SleepMonitor(networks.handle_wake)
     await web.SockSite(runner, listener).start()
     log.info("ready state=%s socket=%s networks=%d", state_dir, socket_path, len(networks.by_uid))
     notify("READY=1")
@@ -145,7 +145,8 @@ async def _serve(settings: config.Config, state_dir: Path, socket_path: Path) ->
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     await stopping.wait()
     notify("STOPPING=1")
-    monitor.close()
+    for monitor in monitors:
+        monitor.close()
     await runner.cleanup()
     await networks.stop()
     socket_path.unlink(missing_ok=True)

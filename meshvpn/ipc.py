@@ -5,7 +5,8 @@
     POST   /v1/networks                     CreateRequest  → NetworkView
     POST   /v1/networks/join                JoinRequest    → NetworkView
     GET    /v1/networks/NET/peers           list[PeerView]
-    POST   /v1/networks/NET/leave|delete|up|down           → Reply
+    POST   /v1/networks/NET/leave|delete    LeaveRequest   → Reply
+    POST   /v1/networks/NET/up|down                        → Reply
     POST   /v1/networks/NET/evict           EvictRequest   → Reply
     POST   /v1/networks/NET/unban           PeerRequest    → Reply
     POST   /v1/networks/NET/passwd          PasswordRequest→ Reply
@@ -80,6 +81,12 @@ class PeerRequest(msgspec.Struct, frozen=True, kw_only=True):
     """`peer` is a nick, an address or an identity prefix (hex, at least 4 digits)."""
 
     peer: str
+
+
+class LeaveRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """With `force` the network goes from here even if the server cannot be told; the others keep listing this host."""
+
+    force: bool = False
 
 
 class EvictRequest(_Secret, frozen=True, kw_only=True):

@@ -36,12 +36,13 @@ Yes = Annotated[
 ]
 
 
-def act(options: Options, doing: str, net: str, action: str, body: msgspec.Struct | None = None) -> None:
+def act(options: Options, doing: str, net: str, action: str, body: msgspec.Struct | None = None) -> ipc.Reply:
     """Have something done to a network."""
     where = route(net, action)
     reply = say(doing, lambda: options.client.post(where, body, ipc.Reply), quiet=options.json)
     if options.json:
         print_json(reply)
+    return reply
 
 
 def route(net: str, action: str) -> str:

@@ -22,6 +22,9 @@ Nick = Annotated[str | None, typer.Option("--nick", help="this host's name in th
 Interface = Annotated[str | None, typer.Option("--interface", help="name of the network interface")]
 
 
+Force = Annotated[bool, typer.Option("--force", help="even if the server cannot be told, because it is gone for good")]
+
+
 def create(
     context: typer.Context,
     net: Net,
@@ -72,16 +75,16 @@ def join(
     _enter(context.obj, f"Joining network {net}", "/v1/networks/join", request)
 
 
-def leave(context: typer.Context, net: Net, yes: Yes = False) -> None:
+def leave(context: typer.Context, net: Net, force: Force = False, yes: Yes = False) -> None:
     """Leave a network for good; the owner ends it with `delete`."""
     confirm(f"Leave {net} and forget its keys?", yes)
-    act(context.obj, f"Leaving network {net}", net, "leave")
+    _end(context.obj, f"Leaving network {net}", net, "leave", force=force)
 
 
-def delete(context: typer.Context, net: Net, yes: Yes = False) -> None:
+def delete(context: typer.Context, net: Net, force: Force = False, yes: Yes = False) -> None:
     """End a network for everybody (owner)."""
     confirm(f"End {net} for all its members?", yes)
-    act(context.obj, f"Deleting network {net}", net, "delete")
+    _end(context.obj, f"Deleting network {net}", net, "delete", force=force)
 
 
 def up(context: typer.Context, net: Net) -> None:
@@ -106,6 +109,12 @@ def passwd(context: typer.Context, net: Net, password_file: PasswordFile = None)
     keys = read_keys(context.obj.client, net, password_file, is_new=True)
     request = ipc.PasswordRequest(name=net, locator=keys.locator.hex(), wrap_key=keys.wrap_key.hex())
     act(context.obj, f"Changing the password of {net}", net, "passwd", request)
+
+
+def _end(options: Options, doing: str, net: str, action: str, *, force: bool) -> None:
+    reply = act(options, doing, net, action, ipc.LeaveRequest(force=force))
+    if force and not options.json:
+        print(reply.message)
 
 
 def _enter(options: Options, doing: str, route: str, request: msgspec.Struct) -> None:

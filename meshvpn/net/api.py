@@ -41,6 +41,7 @@ EVENT_BACKLOG = 1000
 _SO_PEERGROUPS = 59  # asm-generic/socket.h; Python does not name it
 _MAX_GROUPS_BYTES = 1024  # what Python reads; of a user in more than 256 groups only the primary one counts
 
+_UNTOLD = ", as the rendezvous could not be told"
 _STATUS = {
     UnknownNetworkError: (404, "unknown_network"),
     ServerUnreachableError: (504, "server_unreachable"),
@@ -153,12 +154,12 @@ class Api:
         return _json(self._network(request).peers())
 
     async def _leave(self, request: web.Request) -> web.Response:
-        await self._networks.leave(self._network(request))
-        return _done("left")
+        is_told = await self._networks.leave(self._network(request), force=await _is_forced(request))
+        return _done("left" if is_told else f"left here; the others list this host until it is evicted{_UNTOLD}")
 
     async def _delete(self, request: web.Request) -> web.Response:
-        await self._networks.delete(self._network(request))
-        return _done("deleted")
+        is_told = await self._networks.delete(self._network(request), force=await _is_forced(request))
+        return _done("deleted" if is_told else f"deleted here; the others go on without an owner{_UNTOLD}")
 
     async def _up(self, request: web.Request) -> web.Response:
         network = self._network(request)
@@ -282,6 +283,10 @@ def _is_admin(peer: socket.socket) -> bool:
 
 async def _body(request: web.Request, kind: type[T]) -> T:
     return ipc.decode(await request.read(), kind)
+
+
+async def _is_forced(request: web.Request) -> bool:
+    return request.can_read_body and (await _body(request, ipc.LeaveRequest)).force
 
 
 def _told(error: Exception) -> str:

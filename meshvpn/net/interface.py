@@ -37,6 +37,7 @@ _IFA_F_TENTATIVE = 0x40
 
 _UNICAST = 1
 _MAIN_TABLE = 254
+_LINKDOWN = 16  # RTNH_F_LINKDOWN of linux/rtnetlink.h: the cable is out, though the route stays
 
 
 class TakenError(ConfigError):
@@ -141,11 +142,12 @@ def lan_addresses(*, ignore: frozenset[str] = frozenset()) -> list[IPv4Interface
 
 
 def default_routes() -> list[str]:
-    """By which router and interface this host reaches the rest of the world, sorted."""
+    """By which router and interface this host reaches the rest of the world, and whether that has a carrier, sorted."""
     with IPRoute() as ip:
         names = _names(ip)
         routes = [
             f"{message.get('RTA_GATEWAY')} {names.get(message.get('RTA_OIF'), '?')} {message.get('RTA_PRIORITY', 0)}"
+            + (" down" if message["flags"] & _LINKDOWN else "")
             for message in ip.get_routes(table=_MAIN_TABLE)
             if message.get("RTA_DST") is None and message["type"] == _UNICAST
         ]

@@ -1,11 +1,14 @@
-"""Tells when addresses, links or routes of this host change."""
+"""Tells when addresses, links or routes of this host change, and when the machine was suspended."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import Callable
+
+from ..proto.sleep import SleepDetector
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +22,9 @@ _GROUPS = _RTMGRP_LINK | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV4_ROUTE | _RTMGRP_IPV6
 
 SETTLE = 0.05
 """Seconds. One `ip` command or DHCP lease makes several messages; they are reported once."""
+
+TICK = 1.0
+"""Seconds between two looks at the clocks. Timers stand still in a sleep, so the first look after it comes in time."""
 
 
 class NetworkMonitor:
@@ -58,3 +64,26 @@ class NetworkMonitor:
     def _report(self) -> None:
         self._pending = None
         self._on_change()
+
+
+class SleepMonitor:
+    """Calls back with the seconds slept, at most TICK after the machine woke."""
+
+    def __init__(self, on_wake: Callable[[float], None]) -> None:
+        self._on_wake = on_wake
+        self._detector = SleepDetector()
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._look()
+
+    def close(self) -> None:
+        """Stop reporting."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        self._timer = self._loop.call_later(TICK, self._look)
+        monotonic = time.clock_gettime(time.CLOCK_MONOTONIC)
+        slept = self._detector.note(monotonic, time.clock_gettime(time.CLOCK_BOOTTIME))
+        if slept is not None:
+            self._on_wake(slept)

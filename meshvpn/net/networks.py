@@ -28,12 +28,14 @@ from ..proto.keys import (
     pick_pool,
 )
 from ..proto.membership import MIN_PREFIX
+from ..proto.node import Node
 from ..proto.owner import PasswordRule
 from ..proto.permit import Permit
 from ..proto.record import check_address
 from ..proto.roster import RosterState
 from ..state import NetworkState, StateDir
 from . import interface
+from .control_link import ServerUnreachableError
 from .enrolment import AnswerLostError, Enrolled, enrol
 from .network import Network
 from .randomness import entropy
@@ -81,6 +83,12 @@ class Networks:
         for network in self.by_uid.values():
             if network.runner is not None:
                 network.runner.handle_network_change()
+
+    def handle_wake(self, slept: float) -> None:
+        """The machine was suspended for these seconds."""
+        for network in self.by_uid.values():
+            if network.runner is not None:
+                network.runner.handle_wake(slept)
 
     def unknown_in_config(self) -> list[str]:
         """Networks that have a table in the configuration file and that this host is not in: misspelt, perhaps."""
@@ -170,23 +178,35 @@ class Networks:
             raise ConfigError("password rule", f"{request.password} is none", "use retire, keep or new")
         await network.act(lambda node, now, wall_ns: node.evict(request.peer, rule, now=now, wall_ns=wall_ns))
 
-    async def leave(self, network: Network) -> None:
-        """Leave for good, or clean up after an eviction or deletion."""
+    async def leave(self, network: Network, *, force: bool) -> bool:
+        """Leave for good, or clean up after an eviction or deletion. False: the server could not be told."""
         if network.owner is not None and not network.is_ended:
             raise MembershipError("you are the owner; use `meshvpn delete` to end the network for everybody")
-        if not network.is_over:
-            await network.act(lambda node, now, wall_ns: node.leave(now=now, wall_ns=wall_ns))
-        async with self._enrolling:
-            await self._forget(network)
+        return await self._end(network, "leave", lambda node, now, wall: node.leave(now=now, wall_ns=wall), force=force)
 
-    async def delete(self, network: Network) -> None:
-        """End the network for everybody."""
+    async def delete(self, network: Network, *, force: bool) -> bool:
+        """End the network for everybody. False: the server could not be told."""
         if network.owner is None:
             raise MembershipError("only the owner can delete the network; use `meshvpn leave` to leave it")
-        if not network.is_over:
-            await network.act(lambda node, now, wall_ns: node.delete(now=now, wall_ns=wall_ns))
+        return await self._end(
+            network, "delete", lambda node, now, wall: node.delete(now=now, wall_ns=wall), force=force
+        )
+
+    async def _end(
+        self, network: Network, word: str, action: Callable[[Node, float, int], int], *, force: bool
+    ) -> bool:
+        is_told = True
+        try:
+            if not network.is_over:
+                await network.act(action)
+        except (ServerUnreachableError, MembershipError) as error:
+            if not force:
+                remedy = f"if the server is gone for good, `meshvpn {word} {network.state.name} --force`"
+                raise type(error)(f"{error}; {remedy}") from error
+            is_told = False
         async with self._enrolling:
             await self._forget(network)
+        return is_told
 
     async def _forget(self, network: Network) -> None:
         """Only one at a time, and not while somebody enrols: the directory may be another network's by then."""

@@ -30,7 +30,7 @@ from ..proto.portmap import PortMapping
 from ..proto.timers import Stamps
 from ..proto.transport import Address, Path, RelayHop
 from . import interface
-from .control_link import ControlLink, ServerIdentity
+from .control_link import HEARTBEAT, ControlLink, ServerIdentity
 from .enrolment import Enrolled
 from .extra_sockets import ExtraSockets
 from .lan import LanDiscovery
@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 POLL_INTERVAL = 1.0
 """Seconds between two readings of the engine's figures; the timers they drive are of 10 s and more."""
+FAULT_PAUSE = 1.0
+"""Seconds without timers after one failed by a fault of ours: calls go on, and the log does not fill."""
 DRAIN_LIMIT = 256
 """Datagrams and events taken from the engine before other work of the loop gets its turn."""
 RELAY_BURST = 1.0
@@ -88,6 +90,7 @@ class NetworkRunner:
         self._refresh_again = False
         self._port_map: PortMapDriver | None = None
         self._lan: LanDiscovery | None = None
+        self._rests_until = float("-inf")
         self._surroundings: tuple[list[str], list[str]] | None = None
 
     @property
@@ -168,6 +171,15 @@ class NetworkRunner:
             self._refresh_again = True
             return
         self._refresh = asyncio.create_task(self._follow_network())
+
+    def handle_wake(self, slept: float) -> None:
+        """The machine was suspended for these seconds."""
+        log.info("the machine slept for %.0f s", slept)
+        if slept >= HEARTBEAT:
+            self.link.cut()  # nobody knows yet whether it is dead, and a new one costs less than to wait for that
+        self.node.handle_wake(slept, now=_now(), wall_ns=_wall_ns())
+        self._pump()
+        self.handle_network_change()
 
     async def refresh_addresses(self) -> None:
         """Tell the node this host's addresses, and whether they or the way to the world are others than before."""
@@ -280,11 +292,17 @@ class NetworkRunner:
         self._pump()
 
     def _pump(self) -> None:
-        """Carry out what the node said, then arm its next timeout."""
+        """Carry out what the node said, then arm its next timeout: after a fault too, or it would stand still."""
         if self.engine is None:
             return
+        try:
+            self._carry_out(self.engine)
+        finally:
+            self._arm()
+
+    def _carry_out(self, engine: Engine) -> None:
         for command in self.node.take_commands():
-            apply(command, self.engine, descriptor=self._extra.adopt)
+            apply(command, engine, descriptor=self._extra.adopt)
         for transmit in self.node.take_transmits():
             send(self._sockets, transmit, extra=self._extra.get(transmit.path.socket))
         events = self.node.take_events()
@@ -297,7 +315,7 @@ class NetworkRunner:
             elif isinstance(event, SocketsWanted):
                 opened[event.tag] = self._extra.open(event.count)
             elif isinstance(event, SocketsUnwanted):
-                self._extra.close(event.numbers, self.engine)
+                self._extra.close(event.numbers, engine)
         for message in self.node.take_control_messages():
             self.link.send(message)
         for event in events:
@@ -307,19 +325,24 @@ class NetworkRunner:
         if opened:
             for tag, ports in opened.items():
                 self.node.handle_sockets_opened(tag, ports, now=_now(), wall_ns=_wall_ns())
-            self._pump()
-        self._arm()
+            self._carry_out(engine)
 
     def _arm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         at = self.node.next_timeout()
-        self._timer = None if at is None else self._loop.call_later(max(0.0, at - _now()), self._handle_timer, at)
+        wait = 0.0 if at is None else max(0.0, at - _now(), self._rests_until - _now())
+        self._timer = None if at is None else self._loop.call_later(wait, self._handle_timer, at)
 
     def _handle_timer(self, deadline: float) -> None:
         # The later of deadline and clock: a loop may fire a hair early.
-        self.node.handle_timeout(now=max(deadline, _now()), wall_ns=_wall_ns())
-        self._pump()
+        try:
+            self.node.handle_timeout(now=max(deadline, _now()), wall_ns=_wall_ns())
+        except Exception:
+            self._rests_until = _now() + FAULT_PAUSE  # what failed is due again at once
+            raise
+        finally:
+            self._pump()
 
 
 def _figures(engine: Engine, number: int) -> tuple[Traffic, Stamps]:

@@ -175,7 +175,7 @@ class Node:
         self._settle(now, wall_ns)
 
     def handle_network_change(self, *, now: float, wall_ns: int) -> None:
-        """Addresses or routes changed, or the machine slept."""
+        """Addresses or routes changed."""
         self._gatherer.handle_network_change(now=now)
         self._peering.offers.hold(now=now)
         self._peering.handle_network_change(now=now)
@@ -186,6 +186,11 @@ class Node:
         """What a SocketsWanted asked for, local ports by socket number; fewer or none if there were no more."""
         self._peering.handle_sockets_opened(tag, ports, now=now)
         self._settle(now, wall_ns)
+
+    def handle_wake(self, slept: float, *, now: float, wall_ns: int) -> None:
+        """The machine was suspended for these seconds, of which `now` knows nothing."""
+        self._peering.handle_wake(slept, now=now, wall_ns=wall_ns)
+        self.handle_network_change(now=now, wall_ns=wall_ns)
 
     def handle_handshake_wanted(self, number: int, *, now: float, wall_ns: int) -> None:
         """The engine has packets for the peer and no usable keypair."""

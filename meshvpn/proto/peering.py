@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from . import disco
 from .candidate import Candidate, CandidateKind, usable
 from .commands import AddPeer, Command, MovePeer, RelayPeer, RemovePeer
+from .constants import REJECT_AFTER_TIME, REKEY_AFTER_TIME
 from .control import MAX_MEMBERS, PresenceEntry, Signalled
 from .deadlines import Deadlines
 from .drops import DropReason
@@ -220,6 +221,14 @@ class Peering:
         """Addresses or routes changed, or the machine slept."""
         for peer in self.peers.values():
             self._touch(peer).handle_network_change(now=now)
+
+    def handle_wake(self, slept: float, *, now: float, wall_ns: int) -> None:
+        """We were suspended. Sessions that the peers have given up meanwhile, and that seem young to us, are made anew:
+        else the first 15 seconds of the next call would be lost."""
+        for peer in self.peers.values():
+            age = None if peer.session_at is None else now - peer.session_at
+            if age is not None and age < REJECT_AFTER_TIME and age + slept >= REKEY_AFTER_TIME:
+                self._wireguard.handle_handshake_wanted(peer.number, now=now, wall_ns=wall_ns)
 
     # What the LAN tells. Anybody may have said it.
 

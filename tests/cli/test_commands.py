@@ -407,6 +407,16 @@ def test_an_interrupt_ends_quietly(daemon: FakeDaemon) -> None:
     assert "Traceback" not in shown
 
 
+@pytest.mark.parametrize("command", ["leave", "delete"])
+def test_what_is_ended_by_force_says_what_stays(daemon: FakeDaemon, command: str) -> None:
+    daemon.reply = ipc.Reply(message="left here; the others list this host")
+    assert meshvpn(daemon.path, command, "n").stdout.endswith(" .. ok\n")
+    assert meshvpn(daemon.path, command, "n", "--force").stdout.endswith(
+        " .. ok\nleft here; the others list this host\n"
+    )
+    assert [json.loads(body)["force"] for _, _, body in daemon.requests] == [False, True]
+
+
 def test_ping_fails_when_nothing_answers(daemon: FakeDaemon) -> None:
     daemon.reply = ipc.PingReply(nick="berlin", address="10.7.5.2", path="direct", rtt_ms=None)
     done = meshvpn(daemon.path, "ping", "n", "berlin", "-c", "2")

@@ -594,6 +594,8 @@ def sealed_seeds() -> list[bytes]:
 BODIES: list[type[Any]] = [
     ipc.CreateRequest,
     ipc.JoinRequest,
+    ipc.LeaveRequest,
+    ipc.NetcheckRequest,
     ipc.PeerRequest,
     ipc.EvictRequest,
     ipc.PasswordRequest,

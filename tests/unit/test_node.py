@@ -35,6 +35,9 @@ def node(network: Founded) -> Node:
     return attached(network, 1)
 
 
+INITIATION = (1).to_bytes(4, "little")
+
+
 def test_a_starting_node_waits_for_the_server_and_no_longer(network: Founded) -> None:
     node = network.node(1)
     node.handle_start({}, now=0.0, wall_ns=WALL_NS)
@@ -175,6 +178,28 @@ def test_a_path_that_worked_is_tried_with_a_handshake_and_kept_open_until_one_is
     assert peer.state is PeerState.CONNECTING
     assert node.last_good_paths() == {identity: PATH}
     assert node.peers[network.identities[2].public].state is PeerState.OFFLINE
+
+
+@pytest.mark.parametrize(
+    ("age", "slept", "is_renewed"),
+    [(30.0, 3600.0, True), (30.0, 91.0, True), (30.0, 20.0, False), (200.0, 60.0, False)],
+)
+def test_a_session_that_grew_too_old_in_a_sleep_is_made_anew(
+    network: Founded, age: float, slept: float, is_renewed: bool
+) -> None:
+    node = network.node(1)
+    node.handle_start({network.identities[0].public: PATH}, now=0.0, wall_ns=WALL_NS)
+    node.handle_disconnected(now=0.1, wall_ns=WALL_NS)
+    with_session, without = (node.peers[network.identities[number].public] for number in (0, 2))
+    now = 1.0
+    while (at := node.next_timeout()) is not None and at < 500.0:  # nobody answers: all attempts come to their end
+        now = max(now, at)
+        node.handle_timeout(now=now, wall_ns=WALL_NS)
+    with_session.session_at, without.session_at = 1000.0 - age, None
+    node.take_transmits()
+    node.handle_wake(slept, now=1000.0, wall_ns=WALL_NS)
+    sent = [transmit for transmit in node.take_transmits() if transmit.data[:4] == INITIATION]
+    assert [transmit.path for transmit in sent] == ([PATH] if is_renewed else [])
 
 
 def test_a_node_without_deadlines_has_none(network: Founded) -> None:

@@ -89,15 +89,42 @@ async def test_a_network_that_is_left_stays_gone(networks: Networks, tmp_path: P
     await network.up()
     network.roster.handle_charter(owner.delete_network(network.roster, OWNER, wall=2).charter, [], wall=2)
     Runner.may_go.clear()
-    commands = [networks.leave(network), networks.leave(network), network.up()]
+    commands = [*(networks.leave(network, force=False) for _ in range(2)), network.up()]
     tasks = [asyncio.create_task(command) for command in commands]
     await asyncio.sleep(0)
     Runner.may_go.set()
     *left, up = await asyncio.gather(*tasks, return_exceptions=True)
-    assert left == [None, None]
+    assert left == [True, True]
     assert isinstance(up, MembershipError)
     assert not networks.by_uid
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+@pytest.mark.parametrize("is_up", [True, False])
+async def test_a_network_whose_server_is_gone_for_good_is_left_by_force_alone(
+    networks: Networks, tmp_path: Path, is_up: bool
+) -> None:
+    (network,) = networks.by_uid.values()
+    Runner.may_go.set()
+    if is_up:
+        await network.up()
+    with pytest.raises(ServerUnreachableError if is_up else MembershipError, match="`meshvpn leave net --force`"):
+        await networks.leave(network, force=False)
+    assert list(networks.by_uid.values()) == [network]
+    assert await networks.leave(network, force=True) is False
+    assert not networks.by_uid
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+async def test_force_does_not_make_an_owner_leave_but_delete(networks: Networks) -> None:
+    (network,) = networks.by_uid.values()
+    network.owner = OWNER
+    with pytest.raises(MembershipError, match="use `meshvpn delete`"):
+        await networks.leave(network, force=True)
+    with pytest.raises(MembershipError, match="`meshvpn delete net --force`"):
+        await networks.delete(network, force=False)
+    assert await networks.delete(network, force=True) is False
+    assert not networks.by_uid
 
 
 async def test_an_action_ends_with_the_connection_that_carried_it(networks: Networks) -> None:
