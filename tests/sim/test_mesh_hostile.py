@@ -234,7 +234,7 @@ def test_a_member_that_floods_another_with_valid_probes_and_offers_disturbs_no_c
     mesh.run(5.0)
     mesh.stop_streams()
     assert_untouched(streams)
-    assert len(b.peer(c).agent._probes) < 20  # type: ignore[union-attr]
+    assert len(b.peer(c).agent.table.probes) < 20  # type: ignore[union-attr]
 
 
 def uid(member: Member) -> bytes:
