@@ -341,6 +341,8 @@ class Guessing:
             return None
         if self._method(side) is None:
             return None
+        if self.nat.rule in (PortRule.KEPT, PortRule.UNKNOWN) and side.agent.table.has_worked():
+            return None  # it is the way that broke, not our port that is unknown
         if self.nat.rule == PortRule.RANDOM:
             # A socket alone shows nothing new: without payload there is nothing to gain.
             payload_at = side.agent.payload_at

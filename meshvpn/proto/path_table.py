@@ -75,6 +75,10 @@ class PathTable:
         """Does a direct path work, or was one proven that is not given up?"""
         return any(probe.path.is_direct and probe.is_proven for probe in self.probes.values())
 
+    def has_worked(self) -> bool:
+        """Did a direct path work that is remembered?"""
+        return any(probe.path.is_direct and probe.worked_at is not None for probe in self.probes.values())
+
     def extra_sockets(self, now: float) -> set[int]:
         """Sockets opened to guess ports on which a path works, did not long ago, or may yet."""
         probes = [probe for path, probe in self.probes.items() if path.socket >= FIRST_EXTRA_SOCKET]

@@ -17,7 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from meshvpn.proto.transport import RELAY_HEADER, RELAY_WORD, Address, Path, RelayHop, Transmit
+from meshvpn.proto.dataplane import MAX_SOCKETS
+from meshvpn.proto.transport import FIRST_EXTRA_SOCKET, RELAY_HEADER, RELAY_WORD, Address, Path, RelayHop, Transmit
 
 from .nat import Firewall, Nat
 
@@ -153,8 +154,8 @@ class Router:
 class Host:
     """A machine with one address a family on one segment.
 
-    `ports` are its local ports by socket number: even numbers are IPv4 sockets, odd ones IPv6. A relay itself is not
-    `strips_relay`: it gets and sends frames as they are.
+    `ports` are its local ports by socket number: even numbers are IPv4 sockets, odd ones IPv6, but from 4 on all are
+    IPv4 (a server has four). A relay itself is not `strips_relay`: it gets and sends frames as they are.
     """
 
     def __init__(
@@ -178,7 +179,7 @@ class Host:
         self.link = link or Link()
         self.firewall = firewall
         self.addresses: tuple[str, ...] = ()
-        self._last_socket = 2
+        self._last_socket = FIRST_EXTRA_SOCKET
         self._ports = random.Random(f"{network.seed}/{name}/ports")
         self.segment = segment
         self.wakes_at: float | None = None
@@ -204,12 +205,18 @@ class Host:
         """So many IPv4 sockets more; their ports by number."""
         opened: dict[int, int] = {}
         for _ in range(count):
-            self._last_socket += 2
+            self._last_socket = self._next_socket()
             port = self._ports.randrange(32768, 61000)
             while port in self.ports.values():
                 port = self._ports.randrange(32768, 61000)
             opened[self._last_socket] = self.ports[self._last_socket] = port
         return opened
+
+    def _next_socket(self) -> int:
+        number = self._last_socket
+        while number in self.ports or number == self._last_socket:
+            number = number + 1 if number + 1 < MAX_SOCKETS else FIRST_EXTRA_SOCKET + 1
+        return number
 
     def close_sockets(self, numbers: tuple[int, ...]) -> None:
         """Those are gone."""
@@ -251,7 +258,8 @@ class Host:
         return self.network.send(packet, self.segment, self.link, via=None)
 
     def _is_at(self, packet: Packet, socket: int, port: int) -> bool:
-        return port == packet.destination.port and bool(socket % 2) == packet.destination.is_ipv6
+        is_ipv6 = socket % 2 == 1 and socket <= FIRST_EXTRA_SOCKET
+        return port == packet.destination.port and is_ipv6 == packet.destination.is_ipv6
 
 
 @dataclass(order=True, slots=True)
