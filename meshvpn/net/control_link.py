@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 PIN_BY_AUTHORITY = "ca"
 CONTROL = "/v1/control"
+RELAY = "/v1/relay"
 CONNECT_TIMEOUT = 8.0
 """Seconds for name, TCP, TLS and the WebSocket's handshake together."""
 HEARTBEAT = 20.0

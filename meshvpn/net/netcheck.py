@@ -24,14 +24,13 @@ from ..proto.netfindings import Findings
 from ..proto.portmap import Router
 from ..proto.transport import Address, Path
 from . import interface
-from .control_link import CONTROL, connect, describe_failure, resolve
+from .control_link import CONTROL, RELAY, connect, describe_failure, resolve
 from .randomness import entropy
 from .sockets import open_fresh, send_from
 
 log = logging.getLogger(__name__)
 
 MAX_SERVERS = 4
-RELAY = "/v1/relay"
 DEFAULT_PORT = 7770
 TIME_LIMIT = 8.0
 """Seconds for one server's TCP connections, or for the router."""

@@ -19,6 +19,7 @@ from tun.engine import (
     EngineEvent,
 )
 
+from ..proto.binding import StreamUnwanted, StreamWanted
 from ..proto.commands import apply
 from ..proto.control_session import ConnectWanted, DisconnectWanted
 from ..proto.errors import MeshError
@@ -28,7 +29,7 @@ from ..proto.node import Node
 from ..proto.peer import Traffic
 from ..proto.portmap import PortMapping
 from ..proto.timers import Stamps
-from ..proto.transport import Address, Path, RelayHop
+from ..proto.transport import STREAM_SOCKET, Address, Path, RelayHop
 from . import interface
 from .control_link import HEARTBEAT, ControlLink, ServerIdentity
 from .enrolment import Enrolled
@@ -36,6 +37,7 @@ from .extra_sockets import ExtraSockets
 from .lan import LanDiscovery
 from .portmap import PortMapDriver
 from .sockets import IPV4_SOCKET, NetworkSockets, send
+from .stream import RelayStream
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +93,7 @@ class NetworkRunner:
         self._port_map: PortMapDriver | None = None
         self._lan: LanDiscovery | None = None
         self._rests_until = float("-inf")
+        self._stream: RelayStream | None = None
         self._surroundings: tuple[list[str], list[str]] | None = None
 
     @property
@@ -151,6 +154,9 @@ class NetworkRunner:
             await self._lan.stop()
             self._lan = None
         await self.link.close()
+        if self._stream is not None:
+            await self._stream.stop()
+            self._stream = None
         if self.engine is not None:
             self._loop.remove_reader(self.engine.slow_fd)
             await asyncio.to_thread(self.engine.stop)
@@ -227,6 +233,18 @@ class NetworkRunner:
         if reason is not None:
             self.server_error = reason
         self.node.handle_disconnected(now=_now(), wall_ns=_wall_ns())
+        self._pump()
+
+    # --- the relay stream's --------------------------------------------------------------------------------------
+
+    def handle_stream_open(self, address: Address) -> None:
+        """What socket 2 sends to this address goes by the stream."""
+        self.node.handle_stream_open(address, now=_now(), wall_ns=_wall_ns())
+        self._pump()
+
+    def handle_stream_closed(self) -> None:
+        """It ended, or could not be opened."""
+        self.node.handle_stream_closed(now=_now(), wall_ns=_wall_ns())
         self._pump()
 
     # --- inside ---------------------------------------------------------------------------------------------------
@@ -316,6 +334,10 @@ class NetworkRunner:
                 opened[event.tag] = self._extra.open(event.count)
             elif isinstance(event, SocketsUnwanted):
                 self._extra.close(event.numbers, engine)
+            elif isinstance(event, StreamWanted):
+                self._open_stream(engine)
+            elif isinstance(event, StreamUnwanted) and self._stream is not None:
+                self._stream.close()
         for message in self.node.take_control_messages():
             self.link.send(message)
         for event in events:
@@ -326,6 +348,18 @@ class NetworkRunner:
             for tag, ports in opened.items():
                 self.node.handle_sockets_opened(tag, ports, now=_now(), wall_ns=_wall_ns())
             self._carry_out(engine)
+
+    def _open_stream(self, engine: Engine) -> None:
+        if self._stream is None:
+            try:
+                stream = RelayStream(self.link.url, self)
+            except OSError as error:
+                log.warning("no socket for the relay by TCP error=%s", error)
+                self._loop.call_soon(self.handle_stream_closed)
+                return
+            engine.add_socket(STREAM_SOCKET, stream.socket.fileno())
+            self._stream, self._sockets.stream = stream, stream.socket
+        self._stream.open(self.link.pin)
 
     def _arm(self) -> None:
         if self._timer is not None:

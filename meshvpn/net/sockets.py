@@ -8,7 +8,7 @@ import socket
 import sys
 from dataclasses import dataclass
 
-from ..proto.transport import Transmit
+from ..proto.transport import STREAM_SOCKET, Transmit
 
 log = logging.getLogger(__name__)
 
@@ -33,27 +33,26 @@ _SOCKET_OPTIONS = {
 """By family: the level, and the names of the hop limit (as ancillary data) and of path MTU discovery."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class NetworkSockets:
-    """The two sockets; `v6` is None on a host without IPv6."""
+    """The two sockets; `v6` is None on a host without IPv6. `stream` leads to the relay's stream, if one was wanted."""
 
     v4: socket.socket
     v6: socket.socket | None
+    stream: socket.socket | None = None
 
     @property
     def ports(self) -> dict[int, int]:
-        """Local port by socket number."""
-        return {number: sock.getsockname()[1] for number, sock in self.numbered().items()}
+        """Local ports by socket number, of those that others may reach."""
+        return {number: sock.getsockname()[1] for number, sock in self.numbered().items() if number != STREAM_SOCKET}
 
     def numbered(self) -> dict[int, socket.socket]:
         """Sockets by the number that `Path.socket` uses."""
-        found = {IPV4_SOCKET: self.v4}
-        if self.v6 is not None:
-            found[IPV6_SOCKET] = self.v6
-        return found
+        numbers = {IPV4_SOCKET: self.v4, IPV6_SOCKET: self.v6, STREAM_SOCKET: self.stream}
+        return {number: sock for number, sock in numbers.items() if sock is not None}
 
     def close(self) -> None:
-        """Close both."""
+        """Close all."""
         for sock in self.numbered().values():
             sock.close()
 

@@ -8,11 +8,9 @@ from ..proto.member import Member
 from ..proto.path_view import PathView
 from ..proto.peer import MeshPeer
 from ..proto.score import mos
-from ..proto.transport import Path
+from ..proto.transport import STREAM_SOCKET, Path
 
 RENDEZVOUS = "rendezvous"
-STREAM_SOCKET = 2
-"""The socket number that means the relay's TCP connection (proto/transport.py)."""
 
 
 def peer_view(member: Member, peer: MeshPeer | None, *, now: float) -> ipc.PeerView:

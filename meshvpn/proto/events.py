@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .binding import StreamUnwanted, StreamWanted
 from .control_session import ConnectWanted, DisconnectWanted
 from .member import Member
 from .peer import PeerState
@@ -85,4 +86,6 @@ NodeEvent = (
     | MembershipChanged
     | ConnectWanted
     | DisconnectWanted
+    | StreamWanted
+    | StreamUnwanted
 )

@@ -1,8 +1,7 @@
-"""Gathering: which addresses we have, how the NAT maps us, and our binding at the relay.
+"""Gathering: which addresses we have, and how the NAT maps us.
 
 All STUN requests leave in one burst (asked one by one, neighbours' traffic hides how a counting NAT counts). They
-are repeated while unanswered, and again every REFRESH seconds and on every change of network and servers. The
-request to a server's first port carries the relay's credentials, so one answer tells our address and renews it.
+are repeated while unanswered, and again every REFRESH seconds and on every change of network and servers.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from ipaddress import ip_address
 
 from . import stun
 from .candidate import MAX_CANDIDATES, Candidate, CandidateKind
-from .control import RELAY_BINDING_LIFETIME, RelayGrant
 from .drops import DropReason
 from .errors import MalformedMessage
 from .nat import Mapping4787, NatMapping, classify, describe
@@ -23,7 +21,7 @@ from .transport import Address, Path, Transmit
 RETRIES = (0.1, 0.2, 0.4, 0.8)
 """Seconds to the repetitions of a burst; a lost request costs little, so the first come fast."""
 SILENCE_INTERVAL = 5.0
-"""Seconds between further repetitions while no server at all answers: when the way is back, the relay must know us."""
+"""Seconds between further repetitions while no server at all answers."""
 DOUBT_INTERVAL = 1.0
 """Seconds between two bursts that doubts start."""
 REFRESH = 25.0
@@ -46,28 +44,6 @@ class CandidatesChanged:
     nat: NatMapping
 
 
-@dataclass(frozen=True, slots=True)
-class RelayBound:
-    """The relay at `server` knows our address behind `socket`."""
-
-    server: Address
-    socket: int
-
-
-@dataclass(frozen=True, slots=True)
-class RelayUnbound:
-    """The relay has not answered for as long as a binding lives."""
-
-
-GatherEvent = CandidatesChanged | RelayBound | RelayUnbound
-
-
-@dataclass(slots=True, repr=False)
-class _Request:
-    server: Address
-    key: bytes | None
-
-
 @dataclass(slots=True)
 class _Mapping:
     """Our address as a server saw it, and in which burst."""
@@ -86,14 +62,10 @@ class Gatherer:
         self._servers: list[Address] = []
         self._hosts: list[str] = []
         self._ports: dict[int, int] = {}
-        self._grant: RelayGrant | None = None
-        self._counter = 0
-        self._requests: dict[bytes, _Request] = {}
+        self._requests: dict[bytes, Address] = {}
         self._waiting: dict[Address, None] = {}
         self._mapped: dict[Address, _Mapping] = {}
         self._port_mapping: PortMapping | None = None
-        self._bound: RelayBound | None = None
-        self._bound_at = 0.0
         self._burst = 0
         self._burst_at = float("-inf")
         self._attempt = 0
@@ -101,7 +73,7 @@ class Gatherer:
         self._refresh_at: float | None = None
         self._reported: CandidatesChanged | None = None
         self._transmits: list[Transmit] = []
-        self._events: list[GatherEvent] = []
+        self._events: list[CandidatesChanged] = []
 
     @property
     def is_complete(self) -> bool:
@@ -124,12 +96,6 @@ class Gatherer:
             self._report()
             self._start(now)
 
-    def handle_relay_grant(self, grant: RelayGrant, *, now: float) -> None:
-        """A new right to the relay. Without a control connection the old one is kept alive: calls go on."""
-        self._grant, self._counter = grant, 0
-        self._bound = None
-        self._start(now)
-
     def handle_port_mapping(self, mapping: PortMapping | None) -> None:
         """The router keeps a port open for our IPv4 socket, another one, or none."""
         self._port_mapping = mapping
@@ -150,31 +116,23 @@ class Gatherer:
             message = stun.parse(data)
         except MalformedMessage as error:
             return error.reason
-        request = self._requests.get(message.transaction_id)
-        if request is None or request.server != path.remote or path.relay is not None:
+        server = self._requests.get(message.transaction_id)
+        if server is None or server != path.remote or path.relay is not None:
             return DropReason.UNEXPECTED
-        if request.key is not None and not message.is_authentic(request.key):
-            return DropReason.BAD_SIGNATURE
         mapped = message.mapped_address
         if message.type != stun.MessageType.SUCCESS or mapped is None:
             return DropReason.MALFORMED
-        self._note_mapped(request.server, mapped)
-        if request.key is not None:
-            self._note_bound(RelayBound(request.server, path.socket), now)
+        self._note_mapped(server, mapped)
         self._classify()
         self._report()
         return None
 
     def next_timeout(self) -> float | None:
-        """The next repetition or refresh, or the end of the relay binding."""
-        unbound_at = None if self._bound is None else self._bound_at + RELAY_BINDING_LIFETIME
-        return min((at for at in (self._retry_at, self._refresh_at, unbound_at) if at is not None), default=None)
+        """The next repetition or refresh."""
+        return min((at for at in (self._retry_at, self._refresh_at) if at is not None), default=None)
 
     def handle_timeout(self, *, now: float) -> None:
         """Repeat what is unanswered, or start the next burst."""
-        if self._bound is not None and now >= self._bound_at + RELAY_BINDING_LIFETIME:
-            self._bound = None
-            self._events.append(RelayUnbound())
         if self._refresh_at is not None and now >= self._refresh_at:
             self._start(now)
         elif self._retry_at is not None and now >= self._retry_at:
@@ -185,7 +143,7 @@ class Gatherer:
         transmits, self._transmits = self._transmits, []
         return transmits
 
-    def take_events(self) -> list[GatherEvent]:
+    def take_events(self) -> list[CandidatesChanged]:
         """What changed; clears."""
         events, self._events = self._events, []
         return events
@@ -214,24 +172,15 @@ class Gatherer:
 
     def _send(self, server: Address) -> None:
         transaction_id = self._entropy(12)
-        key, username = None, None
-        if self._grant is not None and self._is_relay_port(server):
-            self._counter += 1
-            key, username = self._grant.key, stun.relay_username(self._grant.id, self._counter)
-        data = stun.binding_request(transaction_id, username=username, key=key)
-        self._requests[transaction_id] = _Request(server, key)
-        self._transmits.append(Transmit(Path(_socket(server), server), data))
-
-    def _is_relay_port(self, server: Address) -> bool:
-        first = next(address for address in self._servers if address.host == server.host)
-        return server == first
+        self._requests[transaction_id] = server
+        self._transmits.append(Transmit(Path(_socket(server), server), stun.binding_request(transaction_id)))
 
     def _refresh_wait(self) -> float:
         fraction = int.from_bytes(self._entropy(4), "little") / 2**32
         return REFRESH * (1 - REFRESH_JITTER * fraction)
 
     def _note_mapped(self, server: Address, mapped: Address) -> None:
-        self._requests = {txid: request for txid, request in self._requests.items() if request.server != server}
+        self._requests = {txid: asked for txid, asked in self._requests.items() if asked != server}
         self._waiting.pop(server, None)
         if not self._waiting:
             self._retry_at = None
@@ -244,14 +193,6 @@ class Gatherer:
                 if seen.burst == self._burst or other.is_ipv6 != server.is_ipv6
             }
         self._mapped[server] = _Mapping(mapped, self._burst)
-
-    def _note_bound(self, bound: RelayBound, now: float) -> None:
-        if self._bound is None:
-            # The first server address that answers stays the relay: both ends must not flap between families.
-            self._bound = bound
-            self._events.append(bound)
-        if self._bound == bound:
-            self._bound_at = now
 
     def _classify(self) -> None:
         found = [classify(self._seen(is_ipv6=is_ipv6)) for is_ipv6 in (False, True)]

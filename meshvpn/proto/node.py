@@ -1,7 +1,7 @@
 """A node: one network as one member runs it. Joins the machines of this package into one that a shell drives.
 
-    datagrams ─┬─ STUN ─────────────▶ Gatherer ── our candidates, the relay binding ──┐
-               └─ disco, WireGuard ─▶ Peering ◀──────────────────────────────────────┘
+    datagrams ─┬─ STUN ─▶ Gatherer, RelayBinding ── our candidates, where the relay is ─┐
+               └─ disco, WireGuard ─▶ Peering ◀────────────────────────────────────────┘
                                        │ ▲  commands for the data plane, datagrams, offers
     control messages ─▶ ControlSession ┘ └── members ── Roster ◀── charters, records
 
@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from . import control, stun
+from .binding import RelayBinding, RelayBound, RelayUnbound, StreamUnwanted, StreamWanted, UdpPasses
 from .commands import Command
 from .control import CharterChanged, MemberChanged, MemberLeft, Presence, Signalled
 from .control_session import (
@@ -33,7 +34,7 @@ from .control_session import (
 from .drops import DropReason
 from .errors import MembershipError
 from .events import ActionFinished, MembershipChanged, NodeEvent, PeerChanged, ServerChanged, StateChanged
-from .gather import CandidatesChanged, Gatherer, RelayBound, RelayUnbound
+from .gather import Gatherer
 from .keys import NetworkKeys, mapping_nonce
 from .member import EpochChanged, Member, MemberAdded, MemberRemoved, NetworkDeleted, SelfEvicted, SelfReinstated
 from .member import MemberChanged as RecordChanged
@@ -76,6 +77,7 @@ class Node:
         self.drops: Counter[DropReason] = Counter()
         self._keys = keys
         self._gatherer = Gatherer(entropy, self.options.endpoints)
+        self._binding = RelayBinding(entropy)
         self._peering = Peering(keys, roster, entropy=entropy, options=self.options, permit=permit or Permit())
         self._last_known: Mapping[bytes, Path] = {}
         self._starts_by: float | None = None
@@ -149,8 +151,11 @@ class Node:
     def handle_datagram(self, data: bytes, path: Path, *, now: float, wall_ns: int) -> None:
         """A datagram that the engine did not keep for itself."""
         if stun.is_stun(data):
-            guesses = path.socket >= FIRST_EXTRA_SOCKET
-            receiver = self._peering.handle_stun if guesses else self._gatherer.handle_datagram
+            receiver = self._gatherer.handle_datagram
+            if self._binding.is_expected(data):
+                receiver = self._binding.handle_datagram
+            elif path.socket >= FIRST_EXTRA_SOCKET:
+                receiver = self._peering.handle_stun
             reason = receiver(data, path, now=now)
         else:
             reason = self._peering.handle_datagram(data, path, now=now, wall_ns=wall_ns)
@@ -162,6 +167,7 @@ class Node:
     ) -> None:
         """This host's addresses (without the mesh's own) and the sockets' ports."""
         self._gatherer.handle_local_addresses(hosts, ports, now=now)
+        self._binding.handle_local_addresses(ports, now=now)
         self._settle(now, wall_ns)
 
     def handle_port_mapping(self, mapping: PortMapping | None, *, now: float, wall_ns: int) -> None:
@@ -177,6 +183,7 @@ class Node:
     def handle_network_change(self, *, now: float, wall_ns: int) -> None:
         """Addresses or routes changed."""
         self._gatherer.handle_network_change(now=now)
+        self._binding.handle_network_change(now=now)
         self._peering.offers.hold(now=now)
         self._peering.handle_network_change(now=now)
         self.session.handle_retry(now=now)
@@ -191,6 +198,16 @@ class Node:
         """The machine was suspended for these seconds, of which `now` knows nothing."""
         self._peering.handle_wake(slept, now=now, wall_ns=wall_ns)
         self.handle_network_change(now=now, wall_ns=wall_ns)
+
+    def handle_stream_open(self, address: Address, *, now: float, wall_ns: int) -> None:
+        """The stream that was wanted is open: what socket 2 sends to this loopback address goes by it."""
+        self._binding.handle_stream_open(address, now=now)
+        self._settle(now, wall_ns)
+
+    def handle_stream_closed(self, *, now: float, wall_ns: int) -> None:
+        """It ended, or could not be opened. Not for one that was unwanted since."""
+        self._binding.handle_stream_closed(now=now)
+        self._settle(now, wall_ns)
 
     def handle_handshake_wanted(self, number: int, *, now: float, wall_ns: int) -> None:
         """The engine has packets for the peer and no usable keypair."""
@@ -224,6 +241,7 @@ class Node:
         deadlines = (
             self.session.next_timeout(),
             self._gatherer.next_timeout(),
+            self._binding.next_timeout(),
             self._peering.next_timeout(),
             self._peering.offers.next_timeout() if self.session.is_attached else None,
             self._starts_by,
@@ -235,6 +253,7 @@ class Node:
         """Do everything that is due."""
         self.session.handle_timeout(now=now)
         self._gatherer.handle_timeout(now=now)
+        self._binding.handle_timeout(now=now)
         self._peering.handle_timeout(now=now, wall_ns=wall_ns)
         if self._epoch_lapses_at is not None and self._epoch_lapses_at <= now:
             self._update_epoch_keys(now, wall_ns)
@@ -242,7 +261,7 @@ class Node:
 
     def take_transmits(self) -> list[Transmit]:
         """Datagrams to send; clears."""
-        return self._gatherer.take_transmits() + self._peering.take_transmits()
+        return self._binding.take_transmits() + self._gatherer.take_transmits() + self._peering.take_transmits()
 
     def take_control_messages(self) -> list[bytes]:
         """Messages for the rendezvous; clears."""
@@ -330,10 +349,12 @@ class Node:
         if self._starts_by is not None and (now >= self._starts_by or not self.session.is_opening):
             self._bring_up(now, wall_ns)
         self._settle_gatherer(now)
+        self._settle_binding(now)
         for reason in self._peering.settle(now=now, wall_ns=wall_ns):
             self._count(reason)
         if self._peering.take_doubt():
             self._gatherer.handle_doubt(now=now)
+            self._binding.handle_doubt(now=now)
         self._events += self._peering.take_events()
         if self.session.is_attached:
             for signal in self._peering.offers.take_signals(now=now):
@@ -358,6 +379,7 @@ class Node:
             case SessionAttached(answer=answer, welcome=welcome):
                 self._handle_attached(answer, welcome, now, wall_ns)
             case SessionLost():
+                self._binding.handle_detached(now=now)
                 self._peering.handle_server_lost(now=now)
                 self._events.append(ServerChanged("connecting"))
             case SessionRefused(code=code, message=message):
@@ -376,7 +398,8 @@ class Node:
         self._gatherer.handle_servers(servers, now=now)
         self._peering.handle_servers(servers)
         self._relay_id = answer.relay.id
-        self._gatherer.handle_relay_grant(answer.relay, now=now)
+        self._binding.handle_servers([Address(host, welcome.udp_port) for host in self._udp_hosts], now=now)
+        self._binding.handle_grant(answer.relay, now=now)
         self.membership.publish_record_if_missing(answer.members, now=now, wall=_seconds(wall_ns))
         for presence in answer.online:
             self._peering.handle_presence(presence, now=now)
@@ -419,16 +442,23 @@ class Node:
 
     def _settle_gatherer(self, now: float) -> None:
         for event in self._gatherer.take_events():
+            self._peering.handle_candidates(event.candidates, event.nat, now=now)
+        if self._gatherer.is_complete:
+            self._peering.offers.release(now=now)
+
+    def _settle_binding(self, now: float) -> None:
+        for event in self._binding.take_events():
             match event:
-                case CandidatesChanged(candidates=candidates, nat=nat):
-                    self._peering.handle_candidates(candidates, nat, now=now)
                 case RelayBound(server=server, socket=socket):
                     # The new id counts only now: what came from it before would have been refused.
                     self._peering.handle_relay((server, socket, self._relay_id), now=now)
                 case RelayUnbound():
                     self._peering.handle_relay(None, now=now)
-        if self._gatherer.is_complete:
-            self._peering.offers.release(now=now)
+                case UdpPasses():
+                    self._gatherer.handle_doubt(now=now)
+                    self._peering.handle_udp_passes(now=now)
+                case StreamWanted() | StreamUnwanted():
+                    self._events.append(event)
 
     def _count(self, reason: DropReason | None) -> None:
         if reason is not None:

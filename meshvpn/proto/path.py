@@ -195,6 +195,11 @@ class PathAgent:
         self._events.append(OfferWanted())
         self._ask_for_round(now)
 
+    def handle_udp_passes(self, *, now: float) -> None:
+        """It did not for a while: what is known of direct paths is of then."""
+        self._note_change(now, is_doubtful=False)
+        self.handle_local_change(now=now)
+
     def handle_network_change(self, *, now: float) -> None:
         """Our addresses or routes changed, or the machine slept: no path is trusted before it answers."""
         self._note_change(now, is_doubtful=True)

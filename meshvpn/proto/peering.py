@@ -217,6 +217,11 @@ class Peering:
         for peer in self.peers.values():
             self._touch(peer).handle_local_change(now=now)
 
+    def handle_udp_passes(self, *, now: float) -> None:
+        """It did not for a while: peers may be reached directly again."""
+        for peer in self.peers.values():
+            self._touch(peer).handle_udp_passes(now=now)
+
     def handle_network_change(self, *, now: float) -> None:
         """Addresses or routes changed, or the machine slept."""
         for peer in self.peers.values():
@@ -416,6 +421,9 @@ class Peering:
         self._relay_for(peer)
         if peer.state is not peer.reported:
             peer.reported = peer.state
+            if peer.agent.is_reachable:
+                # A handshake that was sent in hope, before the way was there, does not wait for its repetition.
+                self._wireguard.handle_path_available(peer.number, now=now, wall_ns=wall_ns)
             self._events.append(PeerChanged(peer.member, peer.state, peer.agent.primary))
 
     def _settle_guessing(self, now: float) -> None:

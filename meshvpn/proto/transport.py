@@ -16,6 +16,9 @@ RELAY_HEADER = struct.Struct("<III")
 """Relay frame: word 5 ‖ source id ‖ destination id, then the sealed packet unchanged. 12 bytes, little-endian."""
 _FRAME_START = RELAY_WORD.to_bytes(4, "little")
 
+STREAM_SOCKET = 2
+"""Number of the socket whose datagrams go to the relay by a WebSocket."""
+
 
 def is_frame(data: bytes) -> bool:
     """True for a relay frame, whatever is in it."""
@@ -78,6 +81,8 @@ class Path:
         return self.relay is None
 
     def __str__(self) -> str:
+        if self.socket == STREAM_SOCKET:
+            return "relay by TCP"
         return f"{self.remote}" if self.relay is None else f"relay {self.remote}"
 
 

@@ -17,6 +17,7 @@ import msgspec
 
 from meshvpn import ipc
 from meshvpn.proto import candidate, control, disco, epochs, messages, owner, pcp, stun
+from meshvpn.proto.binding import RelayBinding
 from meshvpn.proto.charter import check_charter, check_genuine
 from meshvpn.proto.commands import apply as apply_command
 from meshvpn.proto.control import MemberEntry, PresenceEntry, RelayGrant
@@ -212,6 +213,11 @@ def run_stun(data: bytes) -> str:
     gatherer.handle_local_addresses(["192.0.2.9"], {0: 1000}, now=1.0)
     gatherer.take_transmits()
     assert outcome_of(lambda: gatherer.handle_datagram(data, PATH, now=1.1)) in DROPS | {"none", "ok"}
+    binding = RelayBinding(Drawer(4))
+    binding.handle_local_addresses({0: 1000}, now=1.0)
+    binding.handle_servers([PATH.remote], now=1.0)
+    binding.handle_grant(control.RelayGrant(1, bytes(32)), now=1.0)
+    assert outcome_of(lambda: binding.handle_datagram(data, PATH, now=1.1)) in DROPS | {"none", "ok"}
     return outcome_of(parse)
 
 

@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv4Network
 import msgspec
 
 from meshvpn.proto import owner
+from meshvpn.proto.binding import StreamUnwanted, StreamWanted
 from meshvpn.proto.commands import AdoptSocket, apply
 from meshvpn.proto.control_session import (
     ConnectWanted,
@@ -35,10 +36,11 @@ from meshvpn.proto.peer import MeshPeer, PeerState, Traffic
 from meshvpn.proto.roster import Roster, RosterState
 from meshvpn.proto.signed import Signed
 from meshvpn.proto.timers import Stamps
-from meshvpn.proto.transport import FIRST_EXTRA_SOCKET, RELAY_WORD, Path, Transmit
+from meshvpn.proto.transport import FIRST_EXTRA_SOCKET, RELAY_WORD, STREAM_SOCKET, Path, Transmit
 
 from .network import Host, Network
 from .rendezvous import WALL, Rendezvous, Wire
+from .streams import Stream
 
 Action = Callable[[Node, float, int], int | None]
 """What a user asks for: `action(node, now, wall_ns)` gives the request's number."""
@@ -83,6 +85,7 @@ class Member:
         self.finished: dict[int, ActionFinished] = {}
         self.arrivals: dict[tuple[str, int], list[Arrival]] = {}
         self.wire: Wire | None = None
+        self.stream: Stream | None = None
         self.host: Host
         self.drops: Counter[str] = Counter()
         self._server = server
@@ -131,6 +134,7 @@ class Member:
         """It dies; the disk stays."""
         if self.wire is not None:
             self._server.hang_up(self.wire)
+        self._close_stream()
         self.node = self._session = self.wire = self._poll_at = None
         self.host.close_sockets(tuple(number for number in self.host.ports if number >= FIRST_EXTRA_SOCKET))
         self.host.drain()
@@ -202,6 +206,23 @@ class Member:
     def relayed_packets(self) -> int:
         return self.plane.relayed()[0]
 
+    # And the stream's.
+
+    def handle_stream_open(self, stream: Stream) -> None:
+        if self.node is not None:
+            self.node.handle_stream_open(stream.local, now=self.network.now, wall_ns=self._wall_ns())
+        self.host.drain()
+
+    def handle_stream_data(self, stream: Stream, data: bytes) -> None:
+        self.handle_datagram(data, Path(STREAM_SOCKET, stream.local), now=self.network.now)
+        self.host.drain()
+
+    def handle_stream_closed(self, stream: Stream) -> None:
+        self.stream = None
+        if self.node is not None:
+            self.node.handle_stream_closed(now=self.network.now, wall_ns=self._wall_ns())
+        self.host.drain()
+
     # The machine's verbs.
 
     def handle_datagram(self, data: bytes, path: Path, *, now: float) -> None:
@@ -226,7 +247,10 @@ class Member:
     def take_transmits(self) -> list[Transmit]:
         self._pump()
         transmits, self._transmits = self._transmits, []
-        return transmits
+        for transmit in transmits:
+            if transmit.path.socket == STREAM_SOCKET and self.stream is not None:
+                self.stream.send(transmit)
+        return [transmit for transmit in transmits if transmit.path.socket != STREAM_SOCKET]
 
     # Inside.
 
@@ -255,6 +279,7 @@ class Member:
         saved, now, wall_ns = self.saved, self.network.now, self._wall_ns()
         assert saved is not None
         self._session, self.plane = None, DataPlane()
+        self.plane.add_socket(STREAM_SOCKET)
         self.adopted.clear()
         self.plane.handle_time(now=now)
         if self.options.relay:
@@ -319,6 +344,10 @@ class Member:
                 for number in self.adopted.intersection(event.numbers):
                     self.plane.remove_socket(number)
                 self.adopted.difference_update(event.numbers)
+            elif isinstance(event, StreamWanted):
+                self.stream = self._server.streams.open(self)
+            elif isinstance(event, StreamUnwanted):
+                self._close_stream()
         for data in node.take_control_messages():
             self._submit(data)
         for event in events:
@@ -360,6 +389,11 @@ class Member:
                 case PathSeen(peer=number, path=path):
                     node.handle_path_seen(number, path, now=now, wall_ns=wall_ns)
         return bool(datagrams or events)
+
+    def _close_stream(self) -> None:
+        if self.stream is not None:
+            self.stream.close()
+        self.stream = None
 
     def _submit(self, data: bytes) -> None:
         if self.wire is not None:

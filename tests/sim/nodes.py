@@ -1,4 +1,4 @@
-"""What runs on the simulated hosts: the rendezvous' UDP half and signalling, and a node of gatherer and path agents.
+"""What runs on the simulated hosts: the rendezvous' relay and signalling, and a node of gatherer and path agents.
 
 The node does with those machines what meshvpn.proto.node does, without WireGuard and roster: payload is a numbered
 datagram of the sender's, sent on the primary and, while there is one, the secondary path.
@@ -15,23 +15,34 @@ from itertools import pairwise
 from msgspec import structs
 
 from meshvpn.proto import disco, stun
+from meshvpn.proto.binding import RelayBinding, RelayBound, RelayUnbound, StreamUnwanted, StreamWanted, UdpPasses
 from meshvpn.proto.candidate import Candidate, Offer, decode_offer, usable
 from meshvpn.proto.control import RelayGrant
 from meshvpn.proto.disco import DiscoBox
 from meshvpn.proto.drops import DropReason
 from meshvpn.proto.errors import MalformedMessage
 from meshvpn.proto.events import SocketsWanted
-from meshvpn.proto.gather import CandidatesChanged, Gatherer, RelayBound, RelayUnbound
+from meshvpn.proto.gather import Gatherer
 from meshvpn.proto.guess import Guessing
 from meshvpn.proto.nat import Attempt
 from meshvpn.proto.path import PathAgent
 from meshvpn.proto.path_events import MappingDoubted, OfferWanted, PrimaryChanged
 from meshvpn.proto.permit import Permit
-from meshvpn.proto.transport import FIRST_EXTRA_SOCKET, Address, Path, RelayHop, Transmit
+from meshvpn.proto.transport import (
+    FIRST_EXTRA_SOCKET,
+    RELAY_HEADER,
+    STREAM_SOCKET,
+    Address,
+    Path,
+    RelayHop,
+    Transmit,
+    is_frame,
+)
 from rendezvous.limits import Limits
 from rendezvous.relay import Relay
 
 from .network import Network
+from .streams import Stream, Streams
 
 PAYLOAD = struct.Struct("<I16sQ")
 TRANSPORT_WORD = 4
@@ -39,6 +50,8 @@ STATISTICS_INTERVAL = 1.0
 PATH_SEEN_INTERVAL = 1.0
 """The engine reports a path it sees at most that often."""
 UID = bytes(16)
+STREAMS = 100
+"""The number of the relay's socket that stands for all streams."""
 
 
 TWINS = {0: 2, 2: 0, 1: 3, 3: 1}
@@ -46,16 +59,31 @@ TWINS = {0: 2, 2: 0, 1: 3, 3: 1}
 
 
 class RelayMachine:
-    """STUN and relay, on the sockets of the host it runs on."""
+    """STUN and relay, on the sockets of the host it runs on, and streams."""
 
     def __init__(self, network: Network) -> None:
+        self.network = network
         self.relay = Relay(Limits(), entropy=network.entropy("relay"), twins=TWINS)
+        self.streams = Streams(network, self)
+        self.drain: Callable[[], None] = lambda: None
         self._transmits: list[Transmit] = []
 
     def handle_datagram(self, data: bytes, path: Path, *, now: float) -> None:
         forward = self.relay.handle_datagram(data, path.remote, path.socket, now=now)
-        if forward is not None:
+        if forward is None:
+            return
+        if forward.socket == STREAMS:
+            self.streams.deliver(forward.to, forward.data)
+        else:
             self._transmits.append(Transmit(Path(forward.socket, forward.to), forward.data))
+
+    def handle_stream_data(self, data: bytes, source: Address) -> None:
+        self.handle_datagram(data, Path(STREAMS, source), now=self.network.now)
+        self.drain()
+
+    def handle_stream_closed(self, source: Address) -> None:
+        for number in list(self.relay._seats):
+            self.relay.unbind(number, source)
 
     def handle_timeout(self, *, now: float) -> None:
         self.relay.handle_timeout(now=now)
@@ -80,14 +108,14 @@ class Signalling:
         self.late: dict[str, float] = {}
         """Seconds by which a node hears of offers later than others do."""
         self.members: dict[str, MeshNode] = {}
-        self._relay = relay
+        self.relay = relay
         self._grants: dict[str, RelayGrant] = {}
 
     def attach(self, node: MeshNode) -> None:
         """A node's control connection is open: a grant for it, and everybody hears of everybody."""
         if (old := self._grants.pop(node.name, None)) is not None:
-            self._relay.relay.release(old.id, now=self.network.now)
-        grant = self._grants[node.name] = self._relay.relay.grant(UID, node.name.encode())
+            self.relay.relay.release(old.id, now=self.network.now)
+        grant = self._grants[node.name] = self.relay.relay.grant(UID, node.name.encode())
         self.members[node.name] = node
         self._deliver(node.name, lambda: node.handle_attached(self.servers, grant, now=self.network.now))
         for name, other in self.members.items():
@@ -159,6 +187,8 @@ class MeshNode:
         self.peers: dict[str, Peer] = {}
         self.drops: Counter[DropReason] = Counter()
         self.gatherer = Gatherer(network.entropy(f"{name}/{network.now}/gatherer"))
+        self.binding = RelayBinding(network.entropy(f"{name}/{network.now}/binding"))
+        self.stream: Stream | None = None
         self.drain: Callable[[], None] = lambda: None
         self._entropy = network.entropy(f"{name}/{network.now}")
         self._secret = self._entropy(32)
@@ -180,7 +210,8 @@ class MeshNode:
         self._relay_id = grant.id
         self.gatherer.handle_servers(servers, now=now)
         self.guessing.handle_servers(servers)
-        self.gatherer.handle_relay_grant(grant, now=now)
+        self.binding.handle_servers(list({server.host: server for server in reversed(servers)}.values())[::-1], now=now)
+        self.binding.handle_grant(grant, now=now)
         self._settle(now)
 
     def handle_peer(self, name: str, key: bytes, relay_id: int, *, now: float) -> None:
@@ -215,10 +246,28 @@ class MeshNode:
 
     def handle_local_addresses(self, hosts: tuple[str, ...], ports: dict[int, int], *, now: float) -> None:
         self.gatherer.handle_local_addresses(hosts, ports, now=now)
+        self.binding.handle_local_addresses(ports, now=now)
         self._settle(now)
+
+    def handle_stream_open(self, stream: Stream) -> None:
+        self.binding.handle_stream_open(stream.local, now=self.network.now)
+        self._settle(self.network.now)
+        self.drain()
+
+    def handle_stream_data(self, stream: Stream, data: bytes) -> None:
+        data, path = strip_relay(data, stream)
+        self.handle_datagram(data, path, now=self.network.now)
+        self.drain()
+
+    def handle_stream_closed(self, stream: Stream) -> None:
+        self.stream = None
+        self.binding.handle_stream_closed(now=self.network.now)
+        self._settle(self.network.now)
+        self.drain()
 
     def handle_network_change(self, *, now: float) -> None:
         self.gatherer.handle_network_change(now=now)
+        self.binding.handle_network_change(now=now)
         for peer in self.peers.values():
             peer.agent.handle_network_change(now=now)
         self._settle(now)
@@ -242,7 +291,11 @@ class MeshNode:
 
     def handle_datagram(self, data: bytes, path: Path, *, now: float) -> None:
         if stun.is_stun(data):
-            receiver = self.gatherer.handle_datagram if path.socket < FIRST_EXTRA_SOCKET else self.guessing.handle_stun
+            receiver = self.gatherer.handle_datagram
+            if self.binding.is_expected(data):
+                receiver = self.binding.handle_datagram
+            elif path.socket >= FIRST_EXTRA_SOCKET:
+                receiver = self.guessing.handle_stun
             reason = receiver(data, path, now=now)
         elif disco.is_disco(data):
             reason = self._handle_disco(data, path, now)
@@ -256,6 +309,8 @@ class MeshNode:
         if (at := self.gatherer.next_timeout()) is not None and at <= now:
             self.gatherer.handle_timeout(now=now)
         self.guessing.handle_timeout(now=now)
+        if (at := self.binding.next_timeout()) is not None and at <= now:
+            self.binding.handle_timeout(now=now)
         for peer in self.peers.values():
             if (at := peer.agent.next_timeout()) is not None and at <= now:
                 peer.agent.handle_timeout(now=now)
@@ -268,14 +323,17 @@ class MeshNode:
         self._settle(now)
 
     def next_timeout(self) -> float | None:
-        deadlines = [self.gatherer.next_timeout(), self.guessing.next_timeout()]
+        deadlines = [self.gatherer.next_timeout(), self.binding.next_timeout(), self.guessing.next_timeout()]
         for peer in self.peers.values():
             deadlines += (peer.agent.next_timeout(), peer.send_at, peer.statistics_at)
         return min((at for at in deadlines if at is not None), default=None)
 
     def take_transmits(self) -> list[Transmit]:
         transmits, self._transmits = self._transmits, []
-        return transmits
+        for transmit in transmits:
+            if transmit.path.socket == STREAM_SOCKET and self.stream is not None:
+                self.stream.send(transmit)
+        return [transmit for transmit in transmits if transmit.path.socket != STREAM_SOCKET]
 
     # Inside.
 
@@ -350,24 +408,35 @@ class MeshNode:
         return peer.agent.handle_relays([Path(socket, server, RelayHop(self._relay_id, peer.relay_id))], now=now)
 
     def _settle(self, now: float) -> None:
-        for event in self.gatherer.take_events():
+        for changed in self.gatherer.take_events():
+            self._candidates = changed.candidates
+            self.guessing.handle_nat(changed.nat)
+            for peer in self.peers.values():
+                peer.agent.handle_local_change(now=now)
+        for event in self.binding.take_events():
             match event:
-                case CandidatesChanged(candidates=candidates, nat=nat):
-                    self._candidates = candidates
-                    self.guessing.handle_nat(nat)
-                    for peer in self.peers.values():
-                        peer.agent.handle_local_change(now=now)
                 case RelayBound(server=server, socket=socket):
                     self._relay_server = (server, socket)
                     self._update_relays(now)
                 case RelayUnbound():
                     self._relay_server = None
                     self._update_relays(now)
+                case UdpPasses():
+                    self.gatherer.handle_doubt(now=now)
+                    for peer in self.peers.values():
+                        peer.agent.handle_udp_passes(now=now)
+                case StreamWanted():
+                    self.stream = self._signalling.relay.streams.open(self)
+                case StreamUnwanted():
+                    if self.stream is not None:
+                        self.stream.close()
+                    self.stream = None
         self._settle_guessing(now)
         for peer in self.peers.values():
             self.guessing.review(peer.number, now=now)
             self._settle_peer(peer, now)
-        self._transmits += self.gatherer.take_transmits() + self.guessing.take_transmits()
+        self._transmits += self.binding.take_transmits() + self.gatherer.take_transmits()
+        self._transmits += self.guessing.take_transmits()
 
     def _settle_guessing(self, now: float) -> None:
         self.guessing.take_commands()
@@ -390,8 +459,17 @@ class MeshNode:
                     self._send_offer(peer)
                 case MappingDoubted():
                     self.gatherer.handle_doubt(now=now)
+                    self.binding.handle_doubt(now=now)
         self._transmits += peer.agent.take_transmits()
 
     def _update_relays(self, now: float) -> None:
         for peer in self.peers.values():
             self._update_relay(peer, now)
+
+
+def strip_relay(data: bytes, stream: Stream) -> tuple[bytes, Path]:
+    """What came by a stream, and its path."""
+    if not is_frame(data):
+        return data, Path(STREAM_SOCKET, stream.local)
+    _, source, destination = RELAY_HEADER.unpack_from(data)
+    return data[RELAY_HEADER.size :], Path(STREAM_SOCKET, stream.local, RelayHop(destination, source))

@@ -23,6 +23,7 @@ from tests.rendezvous.memory_store import MemoryStore
 
 from .network import Network
 from .nodes import RelayMachine
+from .streams import Streams
 
 T = TypeVar("T")
 
@@ -87,18 +88,23 @@ class Rendezvous:
         """A hash over all control messages that arrived."""
         return self._transcript.hexdigest()
 
+    @property
+    def streams(self) -> Streams:
+        return self._machine.streams
+
     # What happens to the server.
 
     def stop(self) -> None:
         """The machine is gone from one moment to the next; the disk stays."""
-        self.is_up = False
+        self.is_up, self.streams.is_blocked = False, True
         for wire in list(self._open):
             self.cut(wire)
+        self._machine.streams.cut()
         self._machine.relay = Relay(self._limits, entropy=self._entropy)
         self._service = self._make_service()
 
     def start(self) -> None:
-        self.is_up = True
+        self.is_up, self.streams.is_blocked = True, False
 
     def cut(self, wire: Wire) -> None:
         """The connection breaks; both ends notice at once."""

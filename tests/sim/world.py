@@ -83,6 +83,7 @@ class World:
         self.server = Host(
             self.network, "server", self.relay, self.internet, hosts, ports, link=link, strips_relay=False
         )
+        self.relay.drain = self.server.drain
         servers = [Address(host, port) for host in hosts for port in (7770, 7771)]
         self.signalling = Signalling(self.network, self.relay, servers, latency=signalling_latency)
         self.hosts: dict[str, Host] = {}

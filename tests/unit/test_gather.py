@@ -1,4 +1,4 @@
-"""Gathering: bursts and their rhythm, what the answers tell, the relay binding, and answers that nobody asked for."""
+"""Gathering: bursts and their rhythm, what the answers tell, and answers that nobody asked for."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from meshvpn.proto import gather, stun
 from meshvpn.proto.candidate import MAX_CANDIDATES, Candidate, CandidateKind
-from meshvpn.proto.control import RELAY_BINDING_LIFETIME, RelayGrant
 from meshvpn.proto.drops import DropReason
-from meshvpn.proto.gather import CandidatesChanged, Gatherer, RelayBound, RelayUnbound
+from meshvpn.proto.gather import CandidatesChanged, Gatherer
 from meshvpn.proto.nat import Mapping4787, PortRule
 from meshvpn.proto.portmap import Method, PortMapping
 from meshvpn.proto.stun import Message
@@ -26,7 +25,6 @@ FIRST6 = Address("2001:db8::1", 7770)
 SECOND6 = Address("2001:db8::1", 7771)
 OUTSIDE = Address("203.0.113.5", 40000)
 OUTSIDE6 = Address("2001:db8:5::5", 50000)
-GRANT = RelayGrant(0xABCD, bytes(range(32)))
 PORTS = {0: 41000, 1: 41001}
 
 Nat = Callable[[Address], Address | None]
@@ -180,7 +178,7 @@ def test_a_nat_that_forgot_us_is_not_taken_for_a_symmetric_one() -> None:
 def test_candidates_are_told_when_they_change_and_only_then() -> None:
     world = World(started(FIRST, SECOND), lambda server: OUTSIDE)
     world.run(600.0)
-    changes = [event for event in world.events if isinstance(event, CandidatesChanged)]
+    changes = world.events
     assert [change.nat.rule for change in changes] == [PortRule.UNKNOWN, PortRule.UNKNOWN, PortRule.KEPT]
     world.gatherer.handle_local_addresses(["192.168.1.7"], PORTS, now=600.0)
     assert world.gatherer.take_transmits() == []
@@ -202,68 +200,6 @@ def test_a_network_change_asks_at_once() -> None:
     world.run(5.0)
     world.gatherer.handle_network_change(now=5.0)
     assert len(world.gatherer.take_transmits()) == 2
-
-
-def test_the_relay_is_bound_by_the_request_to_the_first_port_of_each_host() -> None:
-    gatherer = started(FIRST, SECOND, FIRST6, SECOND6, grant=GRANT)
-    requests = {transmit.path.remote: stun.parse(transmit.data) for transmit in gatherer.take_transmits()[-4:]}
-    assert {server for server, request in requests.items() if request.username} == {FIRST, FIRST6}
-    assert requests[FIRST].is_authentic(GRANT.key)
-    assert stun.parse_relay_username(requests[FIRST].username or "") is not None
-
-
-def test_the_first_bound_server_is_told_once_and_stays_the_relay() -> None:
-    world = World(
-        started(FIRST, SECOND, FIRST6, SECOND6, grant=GRANT), lambda server: OUTSIDE6 if server.is_ipv6 else OUTSIDE
-    )
-    world.run(600.0)
-    assert [event for event in world.events if not isinstance(event, CandidatesChanged)] == [RelayBound(FIRST, 0)]
-
-
-def test_the_counter_of_the_relay_binding_only_grows() -> None:
-    world = World(started(FIRST, SECOND, FIRST6, SECOND6, grant=GRANT), lambda server: None)
-    world.run(300.0)
-    names = [stun.parse(transmit.data).username for _, transmit in world.sent]
-    counters = [parsed[1] for name in names if name is not None and (parsed := stun.parse_relay_username(name))]
-    assert len(counters) > 20
-    assert counters == sorted(set(counters))
-
-
-def test_the_binding_is_given_up_when_the_server_has_been_silent_for_its_lifetime() -> None:
-    world = World(started(FIRST, grant=GRANT), lambda server: OUTSIDE)
-    world.run(60.0)
-    bound_at = world.sent_at(FIRST)[-1]
-    world.nat = lambda server: None
-    world.run(bound_at + RELAY_BINDING_LIFETIME - 0.5)
-    assert RelayUnbound() not in world.events
-    world.run(bound_at + RELAY_BINDING_LIFETIME + 0.5)
-    assert world.events.count(RelayUnbound()) == 1
-    world.nat = lambda server: OUTSIDE
-    world.run(bound_at + RELAY_BINDING_LIFETIME + 30)
-    assert world.events[-1] == RelayBound(FIRST, 0)
-
-
-def test_a_new_grant_is_bound_at_once_with_its_own_key() -> None:
-    world = World(started(FIRST, grant=GRANT), lambda server: OUTSIDE)
-    world.run(10.0)
-    other = RelayGrant(5, bytes(32))
-    world.grant = other
-    world.gatherer.handle_relay_grant(other, now=10.0)
-    world.run(11.0)
-    assert world.events.count(RelayBound(FIRST, 0)) == 2
-    request = stun.parse(world.sent[-1][1].data)
-    assert request.username == stun.relay_username(5, 1)
-    assert request.is_authentic(other.key)
-
-
-def test_an_answer_without_the_grants_key_binds_nothing() -> None:
-    gatherer = started(FIRST, grant=GRANT)
-    request = last_request(gatherer)
-    for key in (None, bytes(32)):
-        forged = stun.binding_success(request.transaction_id, OUTSIDE, key=key)
-        assert gatherer.handle_datagram(forged, Path(0, FIRST), now=0.1) is DropReason.BAD_SIGNATURE
-    assert refused_nothing_changed(gatherer)
-    assert gatherer.handle_datagram(success(request, OUTSIDE), Path(0, FIRST), now=0.1) is None
 
 
 @pytest.mark.parametrize(
@@ -331,10 +267,9 @@ class World:
     gatherer: Gatherer
     nat: Nat
     delay: float = 0.02
-    grant: RelayGrant = GRANT
     now: float = 0.0
     sent: list[tuple[float, Transmit]] = field(default_factory=list)
-    events: list[gather.GatherEvent] = field(default_factory=list)
+    events: list[CandidatesChanged] = field(default_factory=list)
     answers: list[tuple[float, bytes, Path]] = field(default_factory=list)
 
     def run(self, until: float) -> None:
@@ -360,7 +295,7 @@ class World:
             mapped = self.nat(transmit.path.remote)
             if mapped is not None:
                 request = stun.parse(transmit.data)
-                answer = success(request, mapped, self.grant)
+                answer = success(request, mapped)
                 self.answers.append((self.now + self.delay, answer, transmit.path))
 
     def sent_at(self, server: Address) -> list[float]:
@@ -378,17 +313,13 @@ def parts(address: Address) -> tuple[str, int]:
     return address.host, address.port
 
 
-def success(request: Message, mapped: Address, grant: RelayGrant = GRANT) -> bytes:
-    return stun.binding_success(request.transaction_id, mapped, key=grant.key if request.username else None)
+def success(request: Message, mapped: Address) -> bytes:
+    return stun.binding_success(request.transaction_id, mapped)
 
 
-def started(
-    *servers: Address, grant: RelayGrant | None = None, seed: int = 1, hosts: list[str] | None = None
-) -> Gatherer:
+def started(*servers: Address, seed: int = 1, hosts: list[str] | None = None) -> Gatherer:
     gatherer = Gatherer(random.Random(seed).randbytes)
     gatherer.handle_local_addresses(["192.168.1.7"] if hosts is None else hosts, PORTS, now=0.0)
-    if grant is not None:
-        gatherer.handle_relay_grant(grant, now=0.0)
     gatherer.handle_servers(servers, now=0.0)
     return gatherer
 
