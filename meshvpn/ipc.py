@@ -175,12 +175,24 @@ class PeerView(msgspec.Struct, frozen=True, kw_only=True):
     state: str  # direct | relay | connecting | offline | pending
     endpoint: str | None
     relay: str | None
+    why: str | None  # this path and no other, for people
     rtt_ms: float | None
-    jitter_ms: float | None
-    loss: float | None  # 0 … 1
+    jitter_ms: float | None  # how much round trips differ
+    loss: float | None  # 0 … 1, of pings on the way to the peer
+    r: float | None  # the E-model's, 0 … 93.2
     mos: float | None
-    rx_bytes: int
+    rx_loss: float | None  # 0 … 1, of the peer's packets in the last minute; None: none came
+    rx_jitter_ms: float | None  # of the peer's packets
+    rx_bytes: int  # this and the following are totals since the peer was added
     tx_bytes: int
+    rx_packets: int
+    tx_packets: int
+    rx_lost: int
+    rx_reordered: int
+    rx_duplicates: int
+    rx_marked: int  # came with a DSCP inside the tunnel
+    rx_kept_marks: int  # of these, the network had kept it outside
+    kept_marks: float | None  # 0 … 1, the share in the last minute; None: no marked packet came
     last_handshake_s: float | None  # seconds ago
     routes: list[str]
 
@@ -241,6 +253,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     servers: list[ServerView]
     engine: dict[str, dict[str, bool]]  # interface → kernel features in use
     drops: dict[str, dict[str, int]]  # interface → dropped packets by reason
+    relayed: dict[str, int]  # interface → bytes forwarded for other members
     config_file: str | None  # None: there is none, defaults hold
     config: dict[str, ConfigView]  # by network
     problems: list[str]  # e.g. state files that were kept aside

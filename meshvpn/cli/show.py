@@ -8,6 +8,9 @@ from .. import ipc
 
 MARKERS = {"direct": "*", "relay": "*", "connecting": "x", "offline": " ", "pending": "?"}
 PROBLEM = "!"
+MAX_NICK = 20
+ALL = 0.99
+"""The share from which on marks are said to be kept; below the rest, to be lost."""
 
 
 def network_lines(network: ipc.NetworkView) -> list[str]:
@@ -28,26 +31,30 @@ def network_lines(network: ipc.NetworkView) -> list[str]:
     return lines + [_member_line(member) for member in network.members]
 
 
-def peer_rows(peers: Sequence[ipc.PeerView]) -> list[list[str]]:
-    """The table of `peers`, header first."""
-    rows = [["address", "nick", "path", "endpoint", "rtt", "loss", "jitter", "MOS", "received", "sent"]]
+def peer_lines(peers: Sequence[ipc.PeerView]) -> list[str]:
+    """The table of `peers`, and under each member's row where its path leads and why. Rows have 100 columns at most."""
+    rows = [["address", "nick", "path", "rtt", "loss to/from", "jitter", "R", "MOS", "EF"]]
     for peer in peers:
-        path = f"relay via {peer.relay}" if peer.state == "relay" else peer.state
         rows.append(
             [
                 peer.address,
-                peer.nick,
-                path,
-                peer.endpoint or "-",
+                peer.nick if len(peer.nick) <= MAX_NICK else f"{peer.nick[: MAX_NICK - 1]}…",
+                peer.state,
                 _figure(peer.rtt_ms, "{:.1f} ms"),
-                _percent(peer.loss),
-                _figure(peer.jitter_ms, "{:.1f} ms"),
+                _pair(peer.loss, peer.rx_loss, 100, "%"),
+                _pair(peer.jitter_ms, peer.rx_jitter_ms, 1, "ms"),
+                _figure(peer.r, "{:.0f}"),
                 _figure(peer.mos, "{:.2f}"),
-                _bytes(peer.rx_bytes),
-                _bytes(peer.tx_bytes),
+                _kept(peer.kept_marks),
             ]
         )
-    return rows
+    header, *lines = columns(rows)
+    told = [header]
+    for peer, line in zip(peers, lines, strict=True):
+        where = f"via {peer.relay}" if peer.relay else peer.endpoint
+        amounts = f"received {amount(peer.rx_bytes)}, sent {amount(peer.tx_bytes)}"
+        told += [line, f"    {'; '.join(part for part in (where, peer.why, amounts) if part)}"]
+    return told
 
 
 def path_rows(paths: Sequence[ipc.PathRow]) -> list[list[str]]:
@@ -100,11 +107,26 @@ def _figure(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
 
 
+def _pair(first: float | None, second: float | None, scale: int, unit: str) -> str:
+    if first is None and second is None:
+        return "-"
+    shown = "/".join("-" if value is None else f"{scale * value:.1f}" for value in (first, second))
+    return f"{shown} {unit}"
+
+
+def _kept(share: float | None) -> str:
+    """Whether marks survive the network, of late."""
+    if share is None:
+        return "-"
+    return "kept" if share >= ALL else "lost" if share <= 1 - ALL else f"{100 * share:.0f} %"
+
+
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
-def _bytes(count: int) -> str:
+def amount(count: int) -> str:
+    """Bytes, for people."""
     size = float(count)
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:

@@ -23,12 +23,12 @@ def list_networks(context: typer.Context) -> None:
 
 
 def peers(context: typer.Context, net: Net) -> None:
-    """Show one row a member: path, quality, traffic."""
+    """Show each member: path and why, loss to and from it, jitter, R and MOS, whether EF marks survive."""
     found = context.obj.client.get(route(net, "peers"), list[ipc.PeerView])
     if context.obj.json:
         print_json(found)
     else:
-        print("\n".join(show.columns(show.peer_rows(found))))
+        print("\n".join(show.peer_lines(found)))
 
 
 def status(context: typer.Context) -> None:
@@ -43,6 +43,9 @@ def status(context: typer.Context) -> None:
         print(f"network    : {server.network} on {server.url}, {server.state}{detail}")
     for name, features in found.engine.items():
         print(f"engine     : {name} {' '.join(key for key, is_on in features.items() if is_on)}")
+    for name, count in found.relayed.items():
+        if count:
+            print(f"relayed    : {name} {show.amount(count)} for other members")
     print(f"config     : {found.config_file or 'none, the defaults hold'}")
     for name, config in found.config.items():
         print(f"settings   : {name} {show.settings(config)}")

@@ -132,6 +132,7 @@ class Api:
                 servers=[_server_view(network) for network in networks],
                 engine={name: dict(engine.features) for name, engine in engines.items()},
                 drops={name: engine.drops() for name, engine in engines.items()},
+                relayed={name: engine.relayed()[1] for name, engine in engines.items()},
                 config_file=None if self._networks.config.file is None else str(self._networks.config.file),
                 config={network.state.name: network.settings() for network in networks},
                 problems=[

@@ -26,9 +26,9 @@ from ..proto.errors import MeshError
 from ..proto.events import NodeEvent, SocketsUnwanted, SocketsWanted
 from ..proto.keys import ula_prefix
 from ..proto.node import Node
-from ..proto.peer import Traffic
 from ..proto.portmap import PortMapping
 from ..proto.timers import Stamps
+from ..proto.traffic import Traffic
 from ..proto.transport import STREAM_SOCKET, Address, Path, RelayHop
 from . import interface
 from .control_link import HEARTBEAT, ControlLink, ServerIdentity

@@ -8,6 +8,7 @@ from ..proto.member import Member
 from ..proto.path_view import PathView
 from ..proto.peer import MeshPeer
 from ..proto.score import mos
+from ..proto.traffic import Traffic
 from ..proto.transport import STREAM_SOCKET, Path
 
 RENDEZVOUS = "rendezvous"
@@ -18,6 +19,8 @@ def peer_view(member: Member, peer: MeshPeer | None, *, now: float) -> ipc.PeerV
     path = None if peer is None else peer.agent.primary
     quality = None if peer is None else peer.agent.quality(now=now)
     rtt = None if quality is None else quality.rtt
+    r = None if quality is None else quality.r_factor
+    total, recent = (Traffic(), Traffic()) if peer is None else (peer.traffic, peer.recent.counts)
     return ipc.PeerView(
         nick=member.nick,
         identity=member.identity.hex(),
@@ -26,12 +29,24 @@ def peer_view(member: Member, peer: MeshPeer | None, *, now: float) -> ipc.PeerV
         state=("pending" if member.is_pending else "offline") if peer is None else peer.state.value,
         endpoint=str(path.remote) if path is not None and path.is_direct else None,
         relay=None if peer is None or path is None else relay_name(path, peer.via),
+        why=None if quality is None else quality.why,
         rtt_ms=_ms(rtt),
         jitter_ms=None if quality is None or rtt is None else _ms(quality.jitter),
         loss=None if quality is None or rtt is None else round(quality.loss, 4),
+        r=None if r is None else round(r, 1),
         mos=None if quality is None or quality.mos is None else round(quality.mos, 2),
-        rx_bytes=0 if peer is None else peer.traffic.rx_bytes,
-        tx_bytes=0 if peer is None else peer.traffic.tx_bytes,
+        rx_loss=_share(recent.lost_packets, recent.rx_packets + recent.lost_packets),
+        rx_jitter_ms=_ms(recent.jitter) if recent.rx_packets else None,
+        rx_bytes=total.rx_bytes,
+        tx_bytes=total.tx_bytes,
+        rx_packets=total.rx_packets,
+        tx_packets=total.tx_packets,
+        rx_lost=total.lost_packets,
+        rx_reordered=total.reordered_packets,
+        rx_duplicates=total.duplicate_packets,
+        rx_marked=total.marked_packets,
+        rx_kept_marks=total.kept_marks,
+        kept_marks=_share(recent.kept_marks, recent.marked_packets),
         last_handshake_s=None if peer is None or peer.session_at is None else round(now - peer.session_at, 1),
         routes=[f"{member.address}/32", f"{member.address6}/128", *member.subnets],
     )
@@ -84,3 +99,7 @@ def path_name(path: Path | None, through: Member | None) -> str:
 
 def _ms(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds * 1000, 3)
+
+
+def _share(part: int, whole: int) -> float | None:
+    return round(part / whole, 4) if whole else None

@@ -41,13 +41,14 @@ from .member import MemberChanged as RecordChanged
 from .membership import MemberKeys, Membership, Profile
 from .options import Options
 from .owner import PasswordRule
-from .peer import MeshPeer, Traffic
+from .peer import MeshPeer
 from .peering import Peering, last_good_paths
 from .permit import Permit
 from .portmap import PortMapping
 from .roster import Roster
 from .signed import Signed
 from .timers import Stamps
+from .traffic import Traffic
 from .transport import FIRST_EXTRA_SOCKET, Address, Path, Transmit
 
 START_GRACE = 2.0

@@ -11,6 +11,7 @@ from .candidate import Offer
 from .disco import DiscoBox
 from .member import Member
 from .path import PathAgent
+from .traffic import RecentTraffic, Traffic
 from .transport import Address, Path
 
 
@@ -22,23 +23,6 @@ class PeerState(StrEnum):
     CONNECTING = "connecting"
     OFFLINE = "offline"
     PENDING = "pending"
-
-
-@dataclass(slots=True)
-class Traffic:
-    """The engine's last figures for the peer."""
-
-    rx_packets: int = 0
-    tx_packets: int = 0
-    rx_bytes: int = 0
-    tx_bytes: int = 0
-    lost_packets: int = 0
-    reordered_packets: int = 0
-    duplicate_packets: int = 0
-    jitter: float = 0.0
-    """Seconds; see `arrivals` for it and the next two."""
-    marked_packets: int = 0
-    kept_marks: int = 0
 
 
 @dataclass(slots=True)
@@ -54,6 +38,7 @@ class MeshPeer:
     """Means it at the rendezvous."""
     is_online: bool = False
     traffic: Traffic = field(default_factory=Traffic)
+    recent: RecentTraffic = field(default_factory=RecentTraffic)
     via: Member | None = None
     """The member that relays, while the primary leads through one."""
     relayed: tuple[Path, ...] = ()

@@ -32,11 +32,12 @@ from .offers import Offers
 from .options import Options
 from .path import PathAgent
 from .path_events import MappingDoubted, OfferWanted, PingAnswered, PrimaryChanged
-from .peer import MeshPeer, Traffic, make_peer
+from .peer import MeshPeer, make_peer
 from .permit import Permit
 from .relaying import Relaying
 from .roster import Roster
 from .timers import Stamps
+from .traffic import Traffic
 from .transport import FIRST_EXTRA_SOCKET, Address, Path, RelayHop, Transmit
 from .wireguard import HandshakeGaveUp, SessionEstablished, WireGuard
 
@@ -301,6 +302,7 @@ class Peering:
             if (peer := self._by_number.get(number)) is None:
                 continue
             self._wireguard.handle_stats(number, stamps, now=now, wall_ns=wall_ns)
+            peer.recent.note(traffic, now=now)
             if traffic != peer.traffic:
                 peer.traffic = traffic
                 self._touch(peer).handle_traffic(traffic.rx_packets, traffic.tx_packets, now=now)

@@ -32,12 +32,24 @@ PEER = ipc.PeerView(
     state="direct",
     endpoint="203.0.113.9:43667",
     relay=None,
+    why="direct, R 92; relay, R 78",
     rtt_ms=18.25,
     jitter_ms=0.5,
     loss=0.01,
+    r=92.4,
     mos=4.38,
+    rx_loss=0.0,
+    rx_jitter_ms=1.25,
     rx_bytes=1500,
     tx_bytes=10,
+    rx_packets=7,
+    tx_packets=1,
+    rx_lost=0,
+    rx_reordered=0,
+    rx_duplicates=0,
+    rx_marked=7,
+    rx_kept_marks=7,
+    kept_marks=1.0,
     last_handshake_s=3.0,
     routes=[],
 )
@@ -349,6 +361,75 @@ def test_list_prints_hamachis_columns(daemon: FakeDaemon) -> None:
     assert lines[0].startswith(" * [piaf-vpn]  10.7.5.0/24")
     assert lines[-1].startswith("     * ab12cd34   berlin")
     assert "direct     UDP 203.0.113.9:43667" in lines[-1]
+
+
+def test_peers_says_how_each_member_is_reached_and_why(daemon: FakeDaemon) -> None:
+    relayed = msgspec.structs.replace(
+        PEER,
+        nick="the-branch-office-in-the-north",
+        address="10.255.255.254",
+        state="relay",
+        endpoint=None,
+        relay="hub",
+        why="relay: direct loses 31 %",
+        rx_loss=None,
+        rx_jitter_ms=None,
+        kept_marks=0.5,
+    )
+    offline = msgspec.structs.replace(
+        PEER, state="offline", endpoint=None, why=None, rtt_ms=None, jitter_ms=None, loss=None, r=None, mos=None,
+        rx_loss=None, rx_jitter_ms=None, kept_marks=None,
+    )  # fmt: skip
+    daemon.reply = [PEER, relayed, offline, msgspec.structs.replace(PEER, kept_marks=0.0)]
+    lines = meshvpn(daemon.path, "peers", "n").stdout.splitlines()
+    assert lines == [
+        "address         nick                  path     rtt      loss to/from  jitter      R   MOS   EF",
+        "10.7.5.2        berlin                direct   18.2 ms  1.0/0.0 %     0.5/1.2 ms  92  4.38  kept",
+        "    203.0.113.9:43667; direct, R 92; relay, R 78; received 1.5 kB, sent 10 B",
+        "10.255.255.254  the-branch-office-i…  relay    18.2 ms  1.0/- %       0.5/- ms    92  4.38  50 %",
+        "    via hub; relay: direct loses 31 %; received 1.5 kB, sent 10 B",
+        "10.7.5.2        berlin                offline  -        -             -           -   -     -",
+        "    received 1.5 kB, sent 10 B",
+        "10.7.5.2        berlin                direct   18.2 ms  1.0/0.0 %     0.5/1.2 ms  92  4.38  lost",
+        "    203.0.113.9:43667; direct, R 92; relay, R 78; received 1.5 kB, sent 10 B",
+    ]
+    assert max(map(len, lines)) <= 100
+
+
+def test_status_tells_what_is_in_force(daemon: FakeDaemon) -> None:
+    config = ipc.ConfigView(
+        duplicate="voice",
+        port_guessing=True,
+        port_mapping=False,
+        lan_discovery=True,
+        relay=True,
+        relay_rate=1_000_000,
+        endpoints=["203.0.113.5:40000"],
+        mtu=1400,
+        port=40000,
+    )
+    daemon.reply = ipc.Status(
+        version="1",
+        pid=7,
+        uptime_s=1.0,
+        state_dir="/s",
+        networks=["n"],
+        servers=[],
+        engine={"mesh0": {"udp_gso": True, "udp_gro": False}},
+        drops={},
+        relayed={"mesh0": 2_500_000, "mesh1": 0},
+        config_file="/etc/meshvpn/meshvpn.toml",
+        config={"n": config},
+        problems=["a problem"],
+    )
+    assert meshvpn(daemon.path, "status").stdout.splitlines()[3:] == [
+        "engine     : mesh0 udp_gso",
+        "relayed    : mesh0 2.5 MB for other members",
+        "config     : /etc/meshvpn/meshvpn.toml",
+        "settings   : n duplicate voice, mtu 1400, udp port 40000, relays up to 8 Mbit/s, endpoints 203.0.113.5:40000, "
+        "off: port_mapping",
+        "problem    : a problem",
+    ]
 
 
 def test_json_is_exactly_what_the_daemon_said(daemon: FakeDaemon) -> None:

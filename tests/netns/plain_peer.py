@@ -26,8 +26,8 @@ from meshvpn.proto import messages
 from meshvpn.proto.commands import AddPeer, Command, MovePeer
 from meshvpn.proto.events import NodeEvent
 from meshvpn.proto.node import Node
-from meshvpn.proto.peer import Traffic
 from meshvpn.proto.timers import Stamps
+from meshvpn.proto.traffic import Traffic
 from meshvpn.proto.transport import Address, Path, Transmit
 from meshvpn.proto.wireguard import HandshakeGaveUp, SessionEstablished, WireGuard
 

@@ -17,6 +17,10 @@ PEER_KEYS = {
     "nick", "identity", "address", "address6", "state", "endpoint", "relay", "rtt_ms", "jitter_ms", "loss", "mos",
     "rx_bytes", "tx_bytes", "last_handshake_s", "routes",
 }  # fmt: skip
+PEER_KEYS_FOR_VOICE = {
+    "why", "r", "rx_loss", "rx_jitter_ms", "rx_packets", "tx_packets", "rx_lost", "rx_reordered", "rx_duplicates",
+    "rx_marked", "rx_kept_marks", "kept_marks",
+}  # fmt: skip
 NETWORK_KEYS = {
     "network", "uid", "state", "address", "address6", "interface", "nick", "access", "role", "epoch", "members",
 }  # fmt: skip
@@ -39,7 +43,7 @@ def mesh() -> Iterator[Mesh]:
 def test_json_has_the_keys_that_scripts_rely_on(mesh: Mesh) -> None:
     network, peers = mesh.network(1), mesh.peers(1)
     assert set(network) == NETWORK_KEYS | NETWORK_KEYS_FOR_DISPLAY
-    assert [set(peer) for peer in (*peers, *network["members"])] == [PEER_KEYS] * 4
+    assert [set(peer) for peer in (*peers, *network["members"])] == [PEER_KEYS | PEER_KEYS_FOR_VOICE] * 4
     assert [peer["identity"] for peer in network["members"]] == [peer["identity"] for peer in peers]
     assert (network["network"], network["state"], network["role"], network["access"]) == (
         NETWORK, "online", "owner", "open",

@@ -32,10 +32,11 @@ from meshvpn.proto.keys import Identity, NetworkKeys, network_uid
 from meshvpn.proto.membership import MemberKeys, Profile
 from meshvpn.proto.node import Node
 from meshvpn.proto.options import Options
-from meshvpn.proto.peer import MeshPeer, PeerState, Traffic
+from meshvpn.proto.peer import MeshPeer, PeerState
 from meshvpn.proto.roster import Roster, RosterState
 from meshvpn.proto.signed import Signed
 from meshvpn.proto.timers import Stamps
+from meshvpn.proto.traffic import Traffic
 from meshvpn.proto.transport import FIRST_EXTRA_SOCKET, RELAY_WORD, STREAM_SOCKET, Path, Transmit
 
 from .network import Host, Network

@@ -13,10 +13,11 @@ from meshvpn.proto.errors import MembershipError
 from meshvpn.proto.events import MembershipChanged, PeerChanged
 from meshvpn.proto.node import START_GRACE, Node
 from meshvpn.proto.owner import PasswordRule
-from meshvpn.proto.peer import PeerState, Traffic
+from meshvpn.proto.peer import PeerState
 from meshvpn.proto.peering import MAX_LAN_PATHS, MAX_PEERS
 from meshvpn.proto.primitives import x25519_public
 from meshvpn.proto.timers import Stamps
+from meshvpn.proto.traffic import Traffic
 from meshvpn.proto.transport import Address, Path, RelayHop
 
 from .founded import WALL, WALL_NS, Founded, found, hear
