@@ -49,7 +49,7 @@ RELAYED_RATE = 10.0
 """Packets a second each way between those that are relayed: 42 pairs at once, on any machine."""
 RELAYED_FOR = 10.0
 """Seconds at least."""
-LACKING = {cell for cell, letter in CELLS.items() if letter in "PB" or "blocked" in cell}
+LACKING = {cell for cell in CELLS if "blocked" in cell}
 for _cell in LACKING:
     del CELLS[_cell]
 
