@@ -35,8 +35,6 @@ from .why import trouble, why
 
 TRIGGER_INTERVAL = 0.05
 """Seconds between two triggered pings on one path."""
-PEER_REFLEXIVE_FOR = 5.0
-"""Seconds from a ping of the peer for which rounds ping where it came from (RFC 8445 §7.3.1.3)."""
 LAZY_AFTER = 60.0
 """Seconds since the last round after which payload starts another one, if nothing direct is there."""
 QUALITY_HOLD = (10.0, 600.0)
@@ -156,7 +154,7 @@ class PathAgent:
         """The peer's candidates, checked and filtered."""
         before = self.table.candidates()
         unheard = {Path(0, entry.address) for entry in candidates if needs_opener(entry)} - self.table.probes.keys()
-        self.table.set_candidates(candidates)
+        self.table.set_candidates(candidates, now)
         wanted = self.table.candidates()
         for path in unheard & wanted:
             self.table.probes[path].opens_at = now + HOLD
@@ -308,7 +306,7 @@ class PathAgent:
         """One step of a round: a ping on every direct path that did not answer since it began, or an opener."""
         is_last = self._punch.step(now)
         for probe in list(self.table.probes.values()):
-            is_known = probe.is_candidate or probe.worked_at is not None or now - probe.asked_at < PEER_REFLEXIVE_FOR
+            is_known = probe.is_candidate or probe.worked_at is not None or probe.is_peer_reflexive(now)
             is_answered = probe.verified_at is not None and probe.verified_at >= self._punch.started_at
             if probe.path.is_direct and is_known and not is_answered:
                 self._ping(probe, now, ttl=OPENER_TTL if now < probe.opens_at else None)

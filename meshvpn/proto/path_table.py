@@ -144,14 +144,15 @@ class PathTable:
         self.helpers = ()
         self.set_relays(self.relays)
 
-    def set_candidates(self, candidates: Sequence[Candidate]) -> None:
-        """Another offer came."""
+    def set_candidates(self, candidates: Sequence[Candidate], now: float) -> None:
+        """Another offer came. Where the peer was just heard is no candidate, but our ping may be under way there."""
         wanted = {Path(1 if entry.address.is_ipv6 else 0, entry.address) for entry in candidates[:MAX_CANDIDATES]}
         for path in sorted(wanted):
             self.probes.setdefault(path, Probe(path))
         for path, probe in list(self.probes.items()):
             probe.is_candidate = path in wanted
-            if not probe.is_candidate and probe.worked_at is None and not self._is_kept(path):
+            is_known = probe.worked_at is not None or probe.is_peer_reflexive(now)
+            if not (probe.is_candidate or is_known or self._is_kept(path)):
                 del self.probes[path]
         self.limit_others()
 

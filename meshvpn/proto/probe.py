@@ -31,6 +31,8 @@ MAX_PENDING = 64
 """Pings whose pong is waited for."""
 MAX_WAIT = 5.0
 """Seconds for which a pong is waited for; no network that can carry a call is as slow."""
+PEER_REFLEXIVE_FOR = 5.0
+"""Seconds from a ping of the peer for which rounds ping where it came from."""
 HISTORY = 128
 """Outcomes of pings that are remembered."""
 QUALITY_SPAN = 120.0
@@ -173,6 +175,10 @@ class Probe:
     def is_proven(self) -> bool:
         """A round trip came back, and the path was not given up since."""
         return self.verified_at is not None
+
+    def is_peer_reflexive(self, now: float) -> bool:
+        """The peer's pings come from there: worth pings of ours, whether it is offered or not (RFC 8445 §7.3.1.3)."""
+        return now - self.asked_at < PEER_REFLEXIVE_FOR
 
     def is_alive(self, now: float, *, is_primary: bool = False) -> bool:
         """Proven, not in doubt, and recently enough: the primary is looked after, the others may have gone unseen."""

@@ -60,6 +60,25 @@ def test_a_ping_from_an_unknown_address_is_answered_by_a_pong_and_a_ping() -> No
     assert {to for _, to, _ in bench.sent} == {ELSEWHERE}
 
 
+def test_an_offer_does_not_undo_a_ping_that_is_under_way_to_where_the_peer_was_heard() -> None:
+    bench = Bench(rtts={ELSEWHERE: 0.08})
+    bench.ping(ELSEWHERE)
+    bench.run(0.04)
+    bench.offer(OUTSIDE)
+    bench.run(0.1)
+    assert bench.primary() == ELSEWHERE
+    assert bench.is_reachable
+
+
+def test_where_the_peer_was_heard_is_asked_again_if_the_first_ping_is_lost() -> None:
+    bench = Bench()
+    bench.ping(ELSEWHERE)
+    bench.offer(OUTSIDE)
+    bench.rtts[ELSEWHERE] = 0.08
+    bench.run(1.0)
+    assert bench.primary() == ELSEWHERE
+
+
 def test_a_pong_that_answers_nothing_is_dropped() -> None:
     bench = connected()
     pong = Pong(bytes(12), OUTSIDE.remote, 0, 0)
