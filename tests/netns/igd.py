@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import time
 
 from .lab import Lab
 
@@ -60,6 +61,7 @@ allow 1024-65535 0.0.0.0/0 1024-65535
 deny 0-65535 0.0.0.0/0 0-65535
 """
 
+EPOCH_DOUBT = 4.0
 _FIRST_BYTE = {"pcp": 2, "nat-pmp": 0}
 
 
@@ -80,16 +82,22 @@ class Igd:
         for method in set(_FIRST_BYTE) - set(methods):
             self._silence(_FIRST_BYTE[method])
         self._process: subprocess.Popen[bytes] | None = None
+        self._started_at = 0.0
 
     def start(self) -> None:
         pid = self._lab.directory / f"miniupnpd{self._number}.pid"
         command = ["/usr/sbin/miniupnpd", "-d", "-f", str(self._config), "-P", str(pid)]
         self._process = self._lab.start(self._router, f"miniupnpd{self._number}", command)
+        self._started_at = time.monotonic()
         self._lab.wait("miniupnpd listens", self._is_listening)
 
     def restart(self) -> None:
-        """As after a power cut: nothing is remembered."""
+        """As after a power cut: nothing is remembered.
+
+        A router that counts from 0 again within two seconds cannot be told from one that went on (RFC 6887 §8.5).
+        """
         assert self._process is not None, "it was started"
+        self._lab.wait("an age that an epoch tells", lambda: time.monotonic() > self._started_at + EPOCH_DOUBT)
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
         for chain in ("miniupnpd", "prerouting_miniupnpd", "postrouting_miniupnpd"):

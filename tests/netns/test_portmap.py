@@ -49,6 +49,20 @@ def test_a_router_that_is_wrong_about_its_address_is_reached_all_the_same(lab: L
     assert mesh.peers(2)[0]["endpoint"].startswith(f"{router_address(1)}:")
 
 
+def test_a_router_that_was_started_anew_gets_the_mapping_again(lab: Lab) -> None:
+    mesh, igd = make_mesh(lab, "pcp")
+    mesh.wait_direct()
+    before = igd.mappings()
+    igd.restart()
+    lab.wait("mapped again", lambda: igd.mappings() == before)
+    mesh.daemons[1].send_signal(signal.SIGKILL)
+    mesh.daemons[1].wait()
+    mesh.start_daemon(1)
+    lab.wait("renewed by the next daemon", lambda: lab.log("daemon1").count("port mapped at the router by=pcp") == 2)
+    assert igd.mappings() == before
+    mesh.wait_direct()
+
+
 def test_behind_a_carriers_nat_the_relay_serves_and_nobody_complains(lab: Lab) -> None:
     mesh = Mesh(lab, 2, log_level="DEBUG")
     make_symmetric(lab, 2)
