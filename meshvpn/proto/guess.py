@@ -34,6 +34,7 @@ from .nat import Attempt, Method, NatMapping, PortRule, describe
 from .path import PathAgent
 from .permit import Permit
 from .punch import OPENER_TTL
+from .spray import SPRAY_PORTS, SPRAY_RATE, Spray, spray_port, spray_random
 from .transport import FIRST_EXTRA_SOCKET, Address, Path, Transmit
 
 DELAYS = {PortRule.COUNTED: 0.6, PortRule.RANDOM: 1.0, PortRule.KEPT: 2.0, PortRule.UNKNOWN: 2.0}
@@ -58,20 +59,13 @@ PORT_WAIT = 2.5
 HOLES_WAIT = 8.0
 """Seconds for which an opener waits to be heard."""
 HOLES = 256
-SPRAY_RATE = 400
-SPRAY_PORTS = 1664
-"""With 256 holes, 99.9 % to hit one; both, and predictions before, stay within 2,500 packets."""
-NEAR_RATE = 200
-NEAR_PORTS = 100
-NEAR_BELOW = 25
-KEPT_PINGS = 6
-KEPT_RATE = 10
 VOLLEY = 50
 VOLLEY_STEPS = (0.0, 0.3, 0.5, 0.9)
 VOLLEY_WAIT = 1.3
+LEG = 0.05
+"""Seconds from one end to the other through the server, roughly: what neighbours take meanwhile is guessed by it."""
 MAX_SOCKETS = 500
 """Extra sockets in all."""
-TICK = 0.01
 
 
 @dataclass(slots=True)
@@ -96,23 +90,11 @@ class _Opening:
 
 
 @dataclass(slots=True)
-class _Spray:
-    """The peer's attempt: pings that are left, in the order in which they go."""
-
-    host: str
-    ports: list[int]
-    rate: int
-    started_at: float
-    method: Method
-    sent: int = 0
-
-
-@dataclass(slots=True)
 class _Side:
     agent: PathAgent
     nat: NatMapping = field(default_factory=NatMapping)
     opening: _Opening | None = None
-    spray: _Spray | None = None
+    spray: Spray | None = None
     theirs: tuple[Attempt, float] | None = None
     last_number: int = -1
     attempts: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_ATTEMPTS))
@@ -272,7 +254,7 @@ class Guessing:
         if side.opening is not None:
             deadlines.append(side.opening.due_at)
         if side.spray is not None:
-            deadlines.append(side.spray.started_at + side.spray.sent / side.spray.rate)
+            deadlines.append(side.spray.due_at)
         self._deadlines.set(number, min((at for at in deadlines if at is not None), default=None))
 
     # Time and output.
@@ -525,33 +507,21 @@ class Guessing:
 
     # The sprayer.
 
-    def _make_spray(self, side: _Side, attempt: Attempt, now: float) -> _Spray | None:
-        if attempt.method == Method.PORT and attempt.step == 0:
-            return _Spray(attempt.host, [attempt.port] * KEPT_PINGS, KEPT_RATE, now, Method.PORT)
+    def _make_spray(self, side: _Side, attempt: Attempt, now: float) -> Spray | None:
         if attempt.method == Method.PORT:
-            return _Spray(attempt.host, near(attempt.port, attempt.step), NEAR_RATE, now, Method.PORT)
+            return spray_port(attempt, now)
         # Payload is the opener's to judge: we may hear of it up to a second later.
         if attempt.method != Method.HOLES or now < side.birthday_at + WINDOW - LENIENCE:
             return None
         if not self._permit.take(side, now=now, until=now + SPRAY_PORTS / SPRAY_RATE + 1):
             return None
         side.birthday_at = now
-        return _Spray(attempt.host, self._random_ports(), SPRAY_RATE, now, Method.HOLES)
+        return spray_random(attempt, now, self._entropy)
 
-    def _random_ports(self) -> list[int]:
-        found: dict[int, None] = {}
-        while len(found) < SPRAY_PORTS:
-            data = self._entropy(2 * SPRAY_PORTS)
-            ports = (int.from_bytes(data[place : place + 2], "little") for place in range(0, len(data), 2))
-            found.update(dict.fromkeys(port for port in ports if port >= 1024))
-        return list(found)[:SPRAY_PORTS]
-
-    def _spray(self, side: _Side, spray: _Spray, now: float) -> None:
-        until = min(len(spray.ports), int((now + TICK - spray.started_at) * spray.rate) + 1)
-        for port in spray.ports[spray.sent : until]:
-            side.agent.knock(Path(0, Address(spray.host, port)), now=now)
-        spray.sent = max(spray.sent, until)
-        if spray.sent == len(spray.ports):
+    def _spray(self, side: _Side, spray: Spray, now: float) -> None:
+        for address in spray.take(now):
+            side.agent.knock(Path(0, address), now=now)
+        if spray.is_over:
             self._end_spray(side)
 
     def _end_spray(self, side: _Side) -> None:
@@ -559,16 +529,6 @@ class Guessing:
             if side.spray.method is Method.HOLES:
                 self._permit.give_back(side)
             side.spray = None
-
-
-LEG = 0.05
-"""Seconds from one end to the other through the server, roughly: what neighbours take meanwhile is guessed by it."""
-
-
-def near(port: int, step: int) -> list[int]:
-    """The ports to try around one, nearest first, from NEAR_BELOW steps below it."""
-    offsets = sorted(range(-NEAR_BELOW, NEAR_PORTS - NEAR_BELOW), key=lambda offset: (abs(offset), -offset))
-    return [at for offset in offsets if 0 < (at := port + step * offset) < 65536]
 
 
 def _is_sound(attempt: Attempt) -> bool:

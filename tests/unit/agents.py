@@ -101,16 +101,7 @@ class Bench:
     def offer(self, *paths: Path) -> None:
         """The peer's candidates."""
         candidates = [Candidate(CandidateKind.HOST, path.remote.host, path.remote.port) for path in paths]
-        offer = Offer(
-            format=1,
-            uid=bytes(16),
-            source=bytes(32),
-            destination=bytes(32),
-            sequence=1,
-            disco_key=bytes(32),
-            candidates=candidates,
-        )
-        self.agent.handle_offer(offer, candidates, now=self.now)
+        self.agent.handle_offer(offer_of(candidates), candidates, now=self.now)
         self.drain()
 
     def ping(self, path: Path, *, sequence: int | None = None) -> DropReason | None:
@@ -129,6 +120,19 @@ class Bench:
         """Of what was sent and told so far."""
         self.sent.clear()
         self.events.clear()
+
+
+def offer_of(candidates: list[Candidate]) -> Offer:
+    """The offer that brings them."""
+    return Offer(
+        format=1,
+        uid=bytes(16),
+        source=bytes(32),
+        destination=bytes(32),
+        sequence=1,
+        disco_key=bytes(32),
+        candidates=candidates,
+    )
 
 
 def connected(**rtts: float) -> Bench:

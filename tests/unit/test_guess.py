@@ -7,14 +7,17 @@ import random
 import pytest
 
 from meshvpn.proto import disco
-from meshvpn.proto.candidate import Candidate, CandidateKind, Offer
+from meshvpn.proto.candidate import Candidate, CandidateKind
 from meshvpn.proto.disco import DiscoBox, Ping
 from meshvpn.proto.events import SocketsUnwanted, SocketsWanted
-from meshvpn.proto.guess import SPRAY_PORTS, Guessing, near
+from meshvpn.proto.guess import Guessing
 from meshvpn.proto.nat import Attempt, Method, NatMapping, PortRule
 from meshvpn.proto.path import PathAgent
 from meshvpn.proto.permit import Permit
+from meshvpn.proto.spray import SPRAY_PORTS, near
 from meshvpn.proto.transport import Address, Path
+
+from .agents import offer_of
 
 LOCAL, REMOTE = bytes(range(32)), bytes(range(32, 64))
 THEIRS = NatMapping(PortRule.RANDOM, "203.0.113.5", 40000)
@@ -44,16 +47,7 @@ class Side:
     def search(self, nat: NatMapping) -> None:
         """The peer's candidates are tried, and its NAT is known."""
         candidates = [Candidate(CandidateKind.SERVER_REFLEXIVE, "203.0.113.9", 4000)]
-        offer = Offer(
-            format=1,
-            uid=bytes(16),
-            source=bytes(32),
-            destination=bytes(32),
-            sequence=1,
-            disco_key=bytes(32),
-            candidates=candidates,
-        )
-        self.agent.handle_offer(offer, candidates, now=self.now)
+        self.agent.handle_offer(offer_of(candidates), candidates, now=self.now)
         self.guessing.handle_offer(1, nat, None, now=self.now)
         self.guessing.review(1, now=self.now)
 
