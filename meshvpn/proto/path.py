@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from .candidate import Candidate, Offer
 from .choice import MIN_SAMPLES, choose, evidence, is_surely_better
+from .copies import Copies
 from .disco import TRANSACTION_ID_BYTES, DiscoBox, Ping, Pong
 from .drops import DropReason
 from .hearing import Hearing
@@ -49,11 +50,14 @@ POOR_R = 70.0
 
 
 class PathAgent:
-    """All paths to one peer. `entropy` gives transaction ids, nonces and jitter."""
+    """All paths to one peer. `entropy` gives transaction ids, nonces and jitter; `duplicate` says which packets go on a
+    second path though the first works, None: none."""
 
-    def __init__(self, *, disco: DiscoBox, entropy: Callable[[int], bytes]) -> None:
+    def __init__(self, *, disco: DiscoBox, entropy: Callable[[int], bytes], duplicate: Copies | None = None) -> None:
         self.disco = disco
         self.secondary: Path | None = None
+        self._copies = Copies.ALL
+        self._duplicate = duplicate
         self._entropy = entropy
         self.table = PathTable()
         self._session: tuple[float, Path] | None = None
@@ -383,12 +387,14 @@ class PathAgent:
         is_promoted = primary != self.primary
         if is_promoted and best is not None and best.hold:
             best.keep_outcomes(evidence(best))
-        secondary = self.table.double(primary, now)
+        secondary, copies = self.table.double(primary, now), Copies.ALL
+        if secondary is None and self._duplicate is not None:
+            secondary, copies = self.table.beside(primary, self.secondary, now), self._duplicate
         if is_promoted:
             self._hearing.start_anew()
-        if (primary, secondary) != (self.primary, self.secondary):
-            self.table.in_use, self.secondary = primary, secondary
-            self._events.append(PrimaryChanged(primary, secondary))
+        if (primary, secondary, copies) != (self.primary, self.secondary, self._copies):
+            self.table.in_use, self.secondary, self._copies = primary, secondary, copies
+            self._events.append(PrimaryChanged(primary, secondary, copies))
         if is_promoted and best is not None and now - best.sent_at >= TRIGGER_INTERVAL:
             self._ping(best, now)  # it may be long since it answered
 

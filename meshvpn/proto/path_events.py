@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .copies import Copies
 from .transport import Path
 
 
 @dataclass(frozen=True, slots=True)
 class PrimaryChanged:
-    """Send there from now on, and to `secondary` too while it is not known whether the primary works."""
+    """Send there from now on, and to `secondary` too: all while it is not known whether the primary works, else what
+    `copies` says."""
 
     primary: Path | None
     secondary: Path | None
+    copies: Copies = Copies.ALL
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,6 +138,17 @@ class PathTable:
             second = next((relay for relay in relays if relay.is_proven or relay.tries < RELAY_TRIES), None)
         return None if second is None else second.path
 
+    def beside(self, path: Path | None, kept: Path | None, now: float) -> Path | None:
+        """Another way that works beside this primary which does: `kept`, the one used so far, for as long as it is."""
+        primary = self.get(path)
+        if primary is None or not primary.is_alive(now, is_primary=True):
+            return None
+        so_far = self.get(kept)
+        if so_far is not None and so_far is not primary and so_far.is_alive(now):
+            return kept
+        second = second_way(self.probes.values(), primary, now)
+        return None if second is None else second.path
+
     def void(self) -> None:
         """The peer's daemon was started anew: nothing is known but the ways through the rendezvous."""
         self.probes = {}

@@ -8,6 +8,7 @@ from enum import StrEnum
 from ipaddress import ip_address
 
 from .candidate import Offer
+from .copies import Copies
 from .disco import DiscoBox
 from .member import Member
 from .path import PathAgent
@@ -85,8 +86,14 @@ class MeshPeer:
 
 
 def make_peer(
-    number: int, member: Member, disco_secret: bytes, relay_id: int, *, entropy: Callable[[int], bytes]
+    number: int,
+    member: Member,
+    disco_secret: bytes,
+    relay_id: int,
+    *,
+    entropy: Callable[[int], bytes],
+    duplicate: Copies | None = None,
 ) -> MeshPeer:
     """A peer without any path yet; `relay_id` is its number at members that relay."""
-    agent = PathAgent(disco=DiscoBox(disco_secret, member.disco_key), entropy=entropy)
+    agent = PathAgent(disco=DiscoBox(disco_secret, member.disco_key), entropy=entropy, duplicate=duplicate)
     return MeshPeer(number, member, agent, relay_id)

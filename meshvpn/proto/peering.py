@@ -19,6 +19,7 @@ from .candidate import Candidate, CandidateKind, usable
 from .commands import AddPeer, Command, MovePeer, RelayPeer, RemovePeer
 from .constants import REJECT_AFTER_TIME, REKEY_AFTER_TIME
 from .control import MAX_MEMBERS, PresenceEntry, Signalled
+from .copies import Copies
 from .deadlines import Deadlines
 from .drops import DropReason
 from .errors import MalformedMessage
@@ -29,7 +30,7 @@ from .member import Member
 from .membership import MemberKeys
 from .nat import NatMapping
 from .offers import Offers
-from .options import Options
+from .options import Duplicate, Options
 from .path import PathAgent
 from .path_events import MappingDoubted, OfferWanted, PingAnswered, PrimaryChanged
 from .peer import MeshPeer, make_peer
@@ -48,6 +49,8 @@ MAX_LAN_PATHS = 4
 
 MAX_RELAY_PATHS = 4
 """Addresses of a peer that the engine knows for relaying."""
+
+_COPIES = {Duplicate.OFF: None, Duplicate.SIGNALLING: Copies.SIGNALLING, Duplicate.VOICE: Copies.VOICE}
 
 
 class Peering:
@@ -105,7 +108,8 @@ class Peering:
             return
         number = self._numbers.popleft()
         relay_id = member_relay_id(self._roster.uid, member.identity)
-        peer = make_peer(number, member, self._disco_secret, relay_id, entropy=self._entropy)
+        duplicate = _COPIES[self._options.duplicate]
+        peer = make_peer(number, member, self._disco_secret, relay_id, entropy=self._entropy, duplicate=duplicate)
         # Of two members with one number (one in four billion, or made so) the first keeps it.
         self._by_relay_id.setdefault(relay_id, peer)
         self.peers[member.identity] = self._by_number[number] = self._by_disco[member.disco_key] = peer
@@ -405,8 +409,8 @@ class Peering:
         peer.agent.handle_helpers(self._relaying.paths(peer, self._by_number, now=now), now=now)
         for event in peer.agent.take_events():
             match event:
-                case PrimaryChanged(primary=primary, secondary=secondary):
-                    self._commands.append(MovePeer(peer.number, primary, secondary))
+                case PrimaryChanged(primary=primary, secondary=secondary, copies=copies):
+                    self._commands.append(MovePeer(peer.number, primary, secondary, copies))
                     self._touch_users(peer)
                     through = self._relaying.member_of(peer, primary, self._by_number.values())
                     peer.via = None if through is None else self._by_number[through].member
