@@ -26,6 +26,7 @@ from meshvpn.proto import messages
 from meshvpn.proto.commands import AddPeer, Command, MovePeer
 from meshvpn.proto.events import NodeEvent
 from meshvpn.proto.node import Node
+from meshvpn.proto.options import Options
 from meshvpn.proto.timers import Stamps
 from meshvpn.proto.traffic import Traffic
 from meshvpn.proto.transport import Address, Path, Transmit
@@ -73,6 +74,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 class PlainNode:
     """Takes the place of a Node: the same calls, one peer that is configured, its endpoint where it was last heard."""
+
+    options = Options(relay=False, port_mapping=False, lan_discovery=False)
 
     def __init__(self, config: Config) -> None:
         self.drops: Counter[str] = Counter()
