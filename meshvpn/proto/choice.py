@@ -42,10 +42,18 @@ def kind(probe: Probe) -> Kind:
     return Kind.RENDEZVOUS if probe.is_rendezvous else Kind.MEMBER
 
 
-def choose(probes: Iterable[Probe], current: Probe | None, now: float) -> Probe | None:
-    """The path to send on; `current` is the present one. None: no path is known to work."""
+def choose(probes: Iterable[Probe], current: Probe | None, now: float, *, is_heavy: bool = False) -> Probe | None:
+    """The path to send on; `current` is the present one. None: no path is known to work.
+
+    `is_heavy`: we send more than relays carry. What a direct path loses then it mostly loses by our own load, and a
+    relay would drop what is beyond its quota: a direct path that works is kept, however it sounds.
+    """
     alive = [probe for probe in probes if probe.is_alive(now, is_primary=probe is current)]
     ready = [probe for probe in alive if now >= probe.held_until]
+    if is_heavy and (direct := [probe for probe in alive if probe.path.is_direct]):
+        if current not in direct:
+            return max(direct, key=_rank)
+        ready = direct
     ranked = sorted(ready or alive, key=_rank, reverse=True)
     if current is not None and current in ranked:
         if now >= current.overdue_at:

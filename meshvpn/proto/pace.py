@@ -20,6 +20,10 @@ IDLE_JITTER = 0.1
 IDLE_INTERVAL = 25.0
 """Seconds (less up to a tenth) between pings on an idle primary; below the 30 s of the strictest common NATs. A ping of
 the peer does as well: its pong went out through our NAT."""
+RELAYABLE_RATE = 4000.0
+"""Packets a second, of 80 calls: a member relays 1 MB a second by default."""
+MIN_COUNTING = 0.5
+"""Seconds between two countings, at least, for a rate."""
 ACTIVE_FOR = 5.0
 """Seconds for which payload counts after the last of it."""
 SUSPECT_INTERVAL = 0.25
@@ -55,11 +59,21 @@ class Pace:
     trial_until: float = float("-inf")
     scrutiny_until: float = float("-inf")
     scrutinies: int = 0
+    sent: int = 0
+    counted_at: float = float("-inf")
+    rate: float = 0.0
+    """Packets a second that we sent between the last two countings."""
 
-    def note_payload(self, now: float) -> None:
-        """Payload passed."""
+    def note_payload(self, now: float, sent: int) -> None:
+        """Payload passed; `sent` is our total of packets."""
+        self.rate = max(0, sent - self.sent) / max(now - self.counted_at, MIN_COUNTING)
+        self.sent, self.counted_at = sent, now
         self.active_until = now + ACTIVE_FOR
         self.trial_until = now + TRIAL
+
+    def is_heavy(self, now: float) -> bool:
+        """Do we send more than a relay carries?"""
+        return now < self.active_until and self.rate > RELAYABLE_RATE
 
     def note_loss(self, now: float, *, is_bad: bool) -> None:
         """A ping on the primary was lost, one of many if it `is_bad`."""

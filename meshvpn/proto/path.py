@@ -258,7 +258,7 @@ class PathAgent:
         self._traffic = (rx_packets, tx_packets)
         self._hearing.note_sent(tx_packets, now)
         was_active = now < self._pace.active_until
-        self._pace.note_payload(now)
+        self._pace.note_payload(now, tx_packets)
         if not was_active and now >= self._punch.started_at + LAZY_AFTER and not self.table.has_direct(now):
             self._ask_for_round(now)
         self._settle(now)
@@ -378,7 +378,7 @@ class PathAgent:
 
     def _choose(self, now: float) -> None:
         current = self.table.primary
-        best = choose(self.table.probes.values(), current, now)
+        best = choose(self.table.probes.values(), current, now, is_heavy=self._pace.is_heavy(now))
         if current is not None and best is not None and best is not current:
             is_left = current.path.is_direct and current.is_alive(now, is_primary=True)
             if is_left and is_surely_better(best, current):

@@ -20,6 +20,22 @@ from .agents import ELSEWHERE, LAN, LOCAL_SECRET, OTHER_RELAY, OUTSIDE, RELAY, B
 SPOOFED = [Path(0, Address("203.0.113.200", port)) for port in range(1, 100)]
 
 
+def test_a_heavy_load_brings_a_direct_path_back_that_was_left_and_a_call_does_not() -> None:
+    bench = connected()
+    bench.call(20)
+    left = bench.agent.table.get(OUTSIDE)
+    assert left is not None
+    left.hold_back(bench.now, "lost 30 %", first=60.0, limit=60.0)
+    bench.call(5)
+    assert bench.primary() == RELAY
+    for _ in range(3):
+        bench.carry(10_000, is_heard=True)
+        bench.run(1.0)
+    assert bench.primary() == OUTSIDE
+    bench.call(10)
+    assert bench.primary() == RELAY
+
+
 def test_the_relay_is_primary_as_soon_as_it_is_known() -> None:
     bench = Bench()
     bench.agent.handle_relays([RELAY], now=bench.now)

@@ -139,6 +139,19 @@ def test_a_path_that_was_left_comes_back_after_its_hold_and_with_clean_evidence(
     assert choose([left, relay], relay, 10.0) is relay
 
 
+def test_more_than_relays_carry_stays_on_a_direct_path_that_works() -> None:
+    lossy, relay = measured(OUTSIDE, outcomes="." * 20 + ".x.x.xx.x."), measured(RELAY, rtt=0.16, outcomes="." * 20)
+    assert choose([lossy, relay], lossy, 10.0) is relay
+    assert choose([lossy, relay], lossy, 10.0, is_heavy=True) is lossy
+    lossy.hold, lossy.held_until = 15.0, 50.0
+    assert choose([lossy, relay], relay, 10.0, is_heavy=True) is lossy
+    better = measured(ELSEWHERE, outcomes="." * 20)
+    assert choose([lossy, relay, better], lossy, 10.0, is_heavy=True) is better
+    for direct in (lossy, better):
+        direct.give_up(11.0)
+    assert choose([lossy, relay, better], lossy, 11.0, is_heavy=True) is relay
+
+
 def test_held_paths_are_better_than_none() -> None:
     left, other = measured(OUTSIDE), measured(ELSEWHERE, rtt=0.081)
     left.held_until = other.held_until = 50.0
@@ -221,7 +234,7 @@ def test_each_kind_of_path_is_pinged_at_its_pace() -> None:
     assert rhythm.ping_at(tried, Role.RELAY) is None
     tried.asked_at = 15.0
     assert rhythm.ping_at(tried, Role.PRIMARY) == pytest.approx(15.0 + 25.0 * 0.95)
-    rhythm.note_payload(12.0)
+    rhythm.note_payload(12.0, 1)
     assert rhythm.ping_at(tried, Role.PRIMARY) == 10.0 + pace.ACTIVE_INTERVAL
     assert rhythm.ping_at(tried, Role.OTHER) == 10.0 + pace.BACKUP_INTERVAL
     assert rhythm.ping_at(Probe(OTHER), Role.OTHER) is None
@@ -235,10 +248,10 @@ def test_scrutiny_needs_payload_and_has_pauses() -> None:
     rhythm = Pace()
     rhythm.note_loss(10.0, is_bad=False)
     assert rhythm.scrutiny_until == float("-inf")
-    rhythm.note_payload(10.0)
+    rhythm.note_payload(10.0, 1)
     rhythm.note_loss(10.0, is_bad=False)
     until = rhythm.scrutiny_until
-    rhythm.note_payload(until + 1.0)
+    rhythm.note_payload(until + 1.0, 1)
     rhythm.note_loss(until + 1.0, is_bad=True)
     assert rhythm.scrutiny_until == until
     rhythm.note_loss(until - 0.5, is_bad=False)
@@ -247,7 +260,7 @@ def test_scrutiny_needs_payload_and_has_pauses() -> None:
         rhythm.note_loss(rhythm.scrutiny_until - 0.5, is_bad=True)
     assert rhythm.scrutiny_until == pytest.approx(until + (pace.SCRUTINY_LIMIT - 1) * (pace.SCRUTINY - 0.5))
     until = rhythm.scrutiny_until
-    rhythm.note_payload(until + pace.SCRUTINY_PAUSE)
+    rhythm.note_payload(until + pace.SCRUTINY_PAUSE, 1)
     rhythm.note_loss(until + pace.SCRUTINY_PAUSE, is_bad=False)
     assert rhythm.scrutiny_until > until
 
