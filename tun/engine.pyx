@@ -645,6 +645,12 @@ cdef class Engine:
         if not is_usable_keypair(peer.current, now):
             self.stage(peer, buffer + HEADER, size, now)
             return False
+        if peer.staged_first is not NULL and peer.primary is not NULL:
+            # Its keypair has just come, and those that waited for it are still here: none is overtaken.
+            self.drop_counts[TRANSMIT][DROP_NO_KEYPAIR] += stage_packet(self.peers, peer, buffer + HEADER, size)
+            peer.is_flush_wanted = True
+            self.kick()
+            return False
         return self.seal_packet(peer, buffer, size, now, &self.batch.slots[slot])
 
     cdef Peer *route_packet(self, const uint8_t *packet, int size) noexcept nogil:
