@@ -13,7 +13,7 @@ from ipaddress import IPv4Network
 import msgspec
 
 from meshvpn.proto import control
-from meshvpn.proto.charter import Charter, check_charter, decode_charter, is_banned
+from meshvpn.proto.charter import Charter, check_charter, decode_charter, is_banned, may_sign_for_network
 from meshvpn.proto.control import (
     Attach,
     CharterChanged,
@@ -24,6 +24,7 @@ from meshvpn.proto.control import (
     MemberChanged,
     MemberEntry,
     MemberLeft,
+    PutApproval,
     PutCharter,
     PutLeave,
     PutRecord,
@@ -32,8 +33,9 @@ from meshvpn.proto.control import (
 )
 from meshvpn.proto.drops import DropReason
 from meshvpn.proto.errors import MalformedMessage
+from meshvpn.proto.invites import check_invitation
 from meshvpn.proto.keys import is_identity, network_uid, verify_detached
-from meshvpn.proto.record import check_envelope, check_leave
+from meshvpn.proto.record import check_approval, check_envelope, check_leave
 from meshvpn.proto.signed import DOMAIN_SESSION, Signed
 
 ADDRESS_QUARANTINE = 24 * 3600
@@ -44,7 +46,7 @@ MAX_FORMER = 4096
 
 Opening = Create | Join | Attach
 """What a connection starts with."""
-Answered = Opening | PutRecord | PutCharter | PutLeave
+Answered = Opening | PutRecord | PutCharter | PutApproval | PutLeave
 """The requests that are decided here and answered; the others are passed on."""
 
 
@@ -56,6 +58,7 @@ class StoredEntry(msgspec.Struct, array_like=True):
     joined_at: int
     envelope: Signed | None = None
     approval: Signed | None = None
+    invitation: Signed | None = None
 
 
 class NetworkDoc(msgspec.Struct, array_like=True):
@@ -66,6 +69,8 @@ class NetworkDoc(msgspec.Struct, array_like=True):
     members: list[StoredEntry]
     former: list[tuple[str, int]]
     """Addresses of those who left, and when (Unix seconds)."""
+    uses: dict[bytes, int] = {}
+    """How many joined by an invite, by its locator; for those that the charter has."""
 
 
 class Notice(msgspec.Struct, frozen=True, array_like=True):
@@ -109,6 +114,12 @@ def locator_of(document: NetworkDoc) -> bytes | None:
     return None if charter.is_deleted else charter.locator
 
 
+def invites_of(document: NetworkDoc) -> list[bytes]:
+    """The locators of its invites."""
+    charter = decode_charter(document.charter)
+    return [] if charter.is_deleted else [invite.locator for invite in charter.invites]
+
+
 def is_proof_valid(request: Opening, nonce: bytes) -> bool:
     """True if the sender holds the identity's private key and speaks to this connection."""
     match request:
@@ -143,6 +154,8 @@ def apply(document: NetworkDoc | None, request: Answered, identity: bytes, *, wa
                 return _put_record(document, request, identity)
             case PutCharter():
                 return _put_charter(document, request, identity, wall)
+            case PutApproval():
+                return _put_approval(document, request)
             case PutLeave():
                 return _put_leave(document, request, identity, wall)
     except MalformedMessage as error:
@@ -176,27 +189,59 @@ def _create(document: NetworkDoc | None, request: Create, wall: int) -> Outcome:
         # The answer was lost, or the founder died before reading it.
         if _find(document, request.identity) is not None:
             return _welcome(document, request.identity)
-        return _admit(document, charter, request.identity, request, wall)
+        return _admit(document, charter, StoredEntry(request.identity, "", wall), request, wall)
     if charter.version != 1 or charter.evicted or charter.is_deleted or request.charter.signer != charter.owner:
         return _refuse(request, RefusalCode.BAD_REQUEST, "a new network starts with version 1 of its charter")
     created = NetworkDoc(request.charter, request.identity, [], [])
-    return _admit(created, charter, request.identity, request, wall)
+    return _admit(created, charter, StoredEntry(request.identity, "", wall), request, wall)
 
 
 def _join(document: NetworkDoc | None, request: Join, wall: int) -> Outcome:
+    unknown = _refuse(request, RefusalCode.UNKNOWN_NETWORK, _NO_SUCH_NETWORK)
+    if request.invitation is not None:
+        unknown = _refuse(request, RefusalCode.INVITE_UNKNOWN, "this invite does not exist, or it was revoked")
     if document is None:
-        return _refuse(request, RefusalCode.UNKNOWN_NETWORK, _NO_SUCH_NETWORK)
+        return unknown
     charter = decode_charter(document.charter)
-    if locator_of(document) != request.locator:
-        # The password was changed while the request waited.
-        return _refuse(request, RefusalCode.UNKNOWN_NETWORK, _NO_SUCH_NETWORK)
+    if charter.is_deleted:
+        return unknown
     if is_banned(charter, request.identity):
         return _refuse(request, RefusalCode.EVICTED, _PARTING[RefusalCode.EVICTED])
     if _find(document, request.identity) is not None:
         return _welcome(document, request.identity)
+    if request.approval is not None:
+        return _join_approved(document, charter, request, request.approval, wall)
     if charter.access == "locked":
         return _refuse(request, RefusalCode.LOCKED, "the network is locked: its owner admits nobody")
-    return _admit(document, charter, request.identity, request, wall)
+    if request.invitation is not None:
+        return _join_invited(document, charter, request, request.invitation, wall)
+    if charter.locator != request.locator:
+        # The password was changed while the request waited.
+        return unknown
+    return _admit(document, charter, StoredEntry(request.identity, "", wall), request, wall)
+
+
+def _join_approved(document: NetworkDoc, charter: Charter, request: Join, approval: Signed, wall: int) -> Outcome:
+    """Whom the owner or an admin approved beforehand needs no password, and may come into a locked network."""
+    approved = check_approval(approval, charter).identity
+    if approved != request.identity or not may_sign_for_network(charter, approval.signer):
+        return _refuse(request, RefusalCode.BAD_SIGNATURE, "the approval is not by the network's owner or an admin")
+    return _admit(document, charter, StoredEntry(request.identity, "", wall, None, approval), request, wall)
+
+
+def _join_invited(document: NetworkDoc, charter: Charter, request: Join, invitation: Signed, wall: int) -> Outcome:
+    invite = check_invitation(invitation, request.identity, charter)
+    if invite.locator != request.locator:
+        raise MalformedMessage(DropReason.NOT_FOR_US)
+    if invite.expires_at <= wall:
+        return _refuse(request, RefusalCode.INVITE_EXPIRED, "this invite has expired; ask for a new one")
+    used = document.uses.get(invite.locator, 0)
+    if used >= invite.uses:
+        text = "this invite was used as often as it may be; ask for a new one"
+        return _refuse(request, RefusalCode.INVITE_USED, text)
+    counted = msgspec.structs.replace(document, uses={**document.uses, invite.locator: used + 1})
+    entry = StoredEntry(request.identity, "", wall, None, None, invitation)
+    return _admit(counted, charter, entry, request, wall)
 
 
 def _attach(document: NetworkDoc | None, request: Attach) -> Outcome:
@@ -213,16 +258,16 @@ def _attach(document: NetworkDoc | None, request: Attach) -> Outcome:
     return _welcome(document, request.identity)
 
 
-def _admit(document: NetworkDoc, charter: Charter, identity: bytes, request: Create | Join, wall: int) -> Outcome:
+def _admit(document: NetworkDoc, charter: Charter, entry: StoredEntry, request: Create | Join, wall: int) -> Outcome:
     if len(document.members) >= control.MAX_MEMBERS:
         return _refuse(request, RefusalCode.NETWORK_FULL, f"the network has {control.MAX_MEMBERS} members already")
     former = [(address, left_at) for address, left_at in document.former if wall - left_at < ADDRESS_QUARANTINE]
     address = _free_address(charter, document.members, former)
     if address is None:
         return _refuse(request, RefusalCode.POOL_EXHAUSTED, f"all addresses of {charter.pool} are taken")
-    members = [*document.members, StoredEntry(identity, address, wall)]
-    updated = NetworkDoc(document.charter, document.founder, members, former)
-    return Outcome(_welcome(updated, identity).reply, document=updated)
+    members = [*document.members, msgspec.structs.replace(entry, address=address)]
+    updated = msgspec.structs.replace(document, members=members, former=former)
+    return Outcome(_welcome(updated, entry.identity).reply, document=updated)
 
 
 def _without_unfinished(document: NetworkDoc, wall: int) -> NetworkDoc:
@@ -253,7 +298,7 @@ def _welcome(document: NetworkDoc, identity: bytes) -> Outcome:
 
 
 def _shown(entry: StoredEntry) -> MemberEntry:
-    return MemberEntry(entry.identity, entry.address, entry.envelope, entry.approval)
+    return MemberEntry(entry.identity, entry.address, entry.envelope, entry.approval, entry.invitation)
 
 
 def _put_record(document: NetworkDoc, request: PutRecord, identity: bytes) -> Outcome:
@@ -286,7 +331,10 @@ def _put_charter(document: NetworkDoc, request: PutCharter, identity: bytes, wal
         else:
             staying.append(msgspec.structs.replace(entry, envelope=sealed.get(entry.identity, entry.envelope)))
     former = [*document.former, *((entry.address, wall) for entry in leaving)][-MAX_FORMER:]
-    updated = NetworkDoc(request.charter, document.founder, staying, former)
+    uses = {
+        invite.locator: document.uses[invite.locator] for invite in charter.invites if invite.locator in document.uses
+    }
+    updated = NetworkDoc(request.charter, document.founder, staying, former, uses)
     # Everybody who is banned, member or not: a connection may have outlived its membership.
     banned = [other for other in charter.evicted if is_banned(charter, other)]
     goodbyes = {other: _goodbye(RefusalCode.EVICTED) for other in banned}
@@ -296,6 +344,19 @@ def _put_charter(document: NetworkDoc, request: PutCharter, identity: bytes, wal
         }
     news = CharterChanged(charter=request.charter, members=[_shown(entry) for entry in staying])
     return Outcome(Done(rid=request.rid), document=updated, notice=Notice([news], goodbyes))
+
+
+def _put_approval(document: NetworkDoc, request: PutApproval) -> Outcome:
+    charter = decode_charter(document.charter)
+    approval = check_approval(request.approval, charter)
+    if not may_sign_for_network(charter, request.approval.signer):
+        return _refuse(request, RefusalCode.BAD_SIGNATURE, "the approval is not by the network's owner or an admin")
+    entry = _find(document, approval.identity)
+    if entry is None:
+        return _refuse(request, RefusalCode.NOT_A_MEMBER, "who is approved is not in the network any more")
+    changed = msgspec.structs.replace(entry, approval=request.approval)
+    updated = _replace(document, [changed if other is entry else other for other in document.members])
+    return Outcome(Done(rid=request.rid), document=updated, notice=Notice([MemberChanged(entry=_shown(changed))]))
 
 
 def _put_leave(document: NetworkDoc, request: PutLeave, identity: bytes, wall: int) -> Outcome:
@@ -322,7 +383,7 @@ def _goodbye(code: RefusalCode) -> Goodbye:
 
 
 def _replace(document: NetworkDoc, members: list[StoredEntry]) -> NetworkDoc:
-    return NetworkDoc(document.charter, document.founder, members, document.former)
+    return msgspec.structs.replace(document, members=members)
 
 
 def _find(document: NetworkDoc, identity: bytes) -> StoredEntry | None:

@@ -161,6 +161,10 @@ class Service:
         match request:
             case Create(charter=charter):
                 return uid_of(charter)
+            case Join(locator=uid, approval=approval) if approval is not None:
+                return uid
+            case Join(locator=locator, invitation=invitation) if invitation is not None:
+                return await self._store.find_invite(locator)
             case Join(locator=locator):
                 return await self._store.find(locator)
             case Attach(uid=uid):

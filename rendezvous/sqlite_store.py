@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -11,22 +12,35 @@ from pathlib import Path
 import aiosqlite
 import msgspec
 
-from .core import NetworkDoc, locator_of, uid_of
+from .core import NetworkDoc, invites_of, locator_of, uid_of
 from .store import ConflictError, LocatorTakenError, Stored, StoreError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
-_SCHEMA = """
+_SCHEMA_1 = """
 CREATE TABLE networks (
     uid BLOB PRIMARY KEY,
     locator BLOB UNIQUE,
     revision INTEGER NOT NULL,
     document BLOB NOT NULL
-) WITHOUT ROWID
+) WITHOUT ROWID;
 """
-_INSERT = "INSERT INTO networks VALUES (:uid, :locator, 1, :body) ON CONFLICT (uid) DO NOTHING"
+_SCHEMA_2 = """
+ALTER TABLE networks ADD COLUMN invites TEXT NOT NULL DEFAULT '[]';
+CREATE TABLE invites (locator TEXT PRIMARY KEY, uid BLOB NOT NULL) WITHOUT ROWID;
+CREATE INDEX invites_uid ON invites (uid);
+CREATE TRIGGER networks_inserted AFTER INSERT ON networks BEGIN
+    INSERT INTO invites SELECT value, new.uid FROM json_each(new.invites);
+END;
+CREATE TRIGGER networks_updated AFTER UPDATE OF invites ON networks WHEN new.invites <> old.invites BEGIN
+    DELETE FROM invites WHERE uid = new.uid;
+    INSERT INTO invites SELECT value, new.uid FROM json_each(new.invites);
+END;
+"""
+"""Triggers, because one statement is one transaction, whatever others do on the connection meanwhile."""
+_INSERT = "INSERT INTO networks VALUES (:uid, :locator, 1, :body, :invites) ON CONFLICT (uid) DO NOTHING"
 _UPDATE = (
-    "UPDATE networks SET locator = :locator, revision = revision + 1, document = :body"
+    "UPDATE networks SET locator = :locator, revision = revision + 1, document = :body, invites = :invites"
     " WHERE uid = :uid AND revision = :revision"
 )
 
@@ -62,10 +76,9 @@ class SqliteStore:
         await self._database.execute_fetchall("PRAGMA journal_mode=WAL")
         await self._database.execute_fetchall("PRAGMA synchronous=FULL")
         version = await self._value("PRAGMA user_version")
-        if version == 0:
-            await self._database.executescript(
-                f"BEGIN IMMEDIATE; {_SCHEMA}; PRAGMA user_version={SCHEMA_VERSION}; COMMIT"
-            )
+        if version in (0, 1):
+            steps = (_SCHEMA_1 if version == 0 else "") + _SCHEMA_2
+            await self._database.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version={SCHEMA_VERSION}; COMMIT")
         elif version != SCHEMA_VERSION:
             raise StoreError(f"{path} was written by another version (schema {version}); use the program that wrote it")
         if await self._value("PRAGMA quick_check") != "ok":
@@ -85,12 +98,19 @@ class SqliteStore:
             row = await self._row("SELECT uid FROM networks WHERE locator = ?", locator)
             return None if row is None else bytes(row[0])
 
+    async def find_invite(self, locator: bytes) -> bytes | None:
+        """See Store.find_invite."""
+        with _guarded():
+            row = await self._row("SELECT uid FROM invites WHERE locator = ?", locator.hex())
+            return None if row is None else bytes(row[0])
+
     async def put(self, document: NetworkDoc, revision: int) -> Stored:
         """See Store.put."""
         values = {
             "uid": uid_of(document.charter),
             "locator": locator_of(document),
             "body": msgspec.msgpack.encode(document),
+            "invites": json.dumps([locator.hex() for locator in invites_of(document)]),
             "revision": revision,
         }
         with _guarded():

@@ -1,4 +1,5 @@
-"""Where networks are kept: a document by uid, found by locator too, replaced by compare-and-swap on its revision."""
+"""Where networks are kept: a document by uid, found by locators (of its password, of its invites), replaced by
+compare-and-swap on its revision."""
 
 from __future__ import annotations
 
@@ -37,7 +38,13 @@ class Store(Protocol):
         """The network, or None."""
 
     async def find(self, locator: bytes) -> bytes | None:
-        """The uid of the network with this locator, or None."""
+        """The uid of the network whose password has this locator, or None."""
+
+    async def find_invite(self, locator: bytes) -> bytes | None:
+        """The uid of the network that gave out the invite with this locator, or None.
+
+        Apart from passwords: whoever signs invites must not find out by them which passwords are in use.
+        """
 
     async def put(self, document: NetworkDoc, revision: int) -> Stored:
         """Store as the successor of `revision` (0: new). Raises ConflictError, LocatorTakenError.

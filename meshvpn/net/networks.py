@@ -13,7 +13,7 @@ from tun.device import TunError, open_device
 
 from .. import ipc
 from ..config import Config
-from ..proto import owner
+from ..proto import admission, owner
 from ..proto.charter import Charter, decode_charter
 from ..proto.control_session import create_opening, join_opening
 from ..proto.errors import ConfigError, MalformedMessage, MembershipError, MeshError
@@ -27,7 +27,7 @@ from ..proto.keys import (
     normalise_name,
     pick_pool,
 )
-from ..proto.membership import MIN_PREFIX
+from ..proto.names import MIN_PREFIX
 from ..proto.node import Node
 from ..proto.owner import PasswordRule
 from ..proto.permit import Permit
@@ -357,7 +357,7 @@ def is_same_name(name: str, other: str) -> bool:
 
 def _invitation(enrolled: Enrolled, keys: NetworkKeys) -> RosterState:
     try:
-        return owner.accept_invitation(enrolled.attached.answer.charter, keys)
+        return admission.by_password(enrolled.attached.answer.charter, keys)
     except MalformedMessage as error:
         raise MembershipError(f"the server's answer is not genuine ({error}); do not trust this server") from error
 

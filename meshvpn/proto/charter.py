@@ -3,9 +3,9 @@
 A `Charter` is the body of a `Signed` (DOMAIN_CHARTER). The signer is the owner, or an identity in the owner-signed
 `AdminSet` that the charter carries, and not evicted.
 
-A server keeps one line of charters (`check_charter`). Members may meet two, when admins were cut off from each other:
-they keep the greater charter (`rank`), the evictions and unbans of both, and the owner's newest list of admins
-(`merge`), so that the order in which charters arrive does not matter; whoever signs the next one joins the lines.
+A server keeps one line of charters (`check_charter`). Members may meet several, when admins were cut off from each
+other (`lines.py`): the greatest charter counts (`rank`), with the evictions, unbans, approvals and acts of all, and the
+owner's newest list of admins (`merge`), so that the order in which charters arrive does not matter.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from .acts import MAX_ACTS, merge_acts
 from .codec import decode
 from .control import MAX_CHARTER, MAX_MEMBERS
 from .drops import DropReason
@@ -30,6 +31,16 @@ class AdminSet(msgspec.Struct, frozen=True, array_like=True):
     uid: bytes
     serial: int
     identities: list[bytes]
+
+
+class Invite(msgspec.Struct, frozen=True, array_like=True):
+    """A code that was given out (invites.py), as everybody may see it."""
+
+    locator: bytes  # 32 bytes
+    wrap: bytes  # secretbox under the code's key of a msgpack EpochGrant
+    key: bytes  # 32 bytes, Ed25519 public key: who joins shows a signature by it
+    uses: int
+    expires_at: int  # Unix seconds
 
 
 class Charter(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
@@ -50,6 +61,9 @@ class Charter(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     wrap: bytes | None  # secretbox under wrap_key of a msgpack EpochGrant, for who joins by password
     grants: dict[bytes, bytes]  # identity → crypto_box_seal of a msgpack EpochGrant to its identity's X25519 form
     is_deleted: bool = False
+    invites: list[Invite] = []
+    approved: list[bytes] = []  # identities that need no approval of their own: members when access became `approve`, …
+    acts: list[Signed] = []  # the newest Acts (acts.py), oldest first
 
 
 class Settings(msgspec.Struct, frozen=True, array_like=True):
@@ -77,7 +91,14 @@ class EpochGrant(msgspec.Struct, frozen=True, array_like=True):
 
 MAX_EVICTED = 1024
 """Identities in the evicted and in the unbanned list, each; a network with more has other troubles."""
+MAX_GRANTS = MAX_MEMBERS + 1
+"""The members, and the owner's own key."""
 MAX_ADMINS = 64
+MAX_INVITES = 64
+MAX_APPROVED = 2 * MAX_MEMBERS
+"""Who left stays approved, so there may be more than members."""
+MAX_WRAP = 256
+"""Bytes of a sealed epoch grant; it takes about 100."""
 MAX_VERSION = 1 << 53
 """Versions stay exact in JSON, and adding one to them stays inside 64 bits."""
 ACCESS_MODES = ("open", "approve", "locked")
@@ -160,18 +181,34 @@ def decode_charter(signed: Signed) -> Charter:
     # A ban from the future could not be lifted, an unban from the future would outlive every ban.
     if any(not 1 <= at <= charter.version for at in (*charter.evicted.values(), *charter.unbanned.values())):
         raise MalformedMessage(DropReason.MALFORMED)
-    if len(charter.evicted) > MAX_EVICTED or len(charter.unbanned) > MAX_EVICTED or len(charter.grants) > MAX_MEMBERS:
+    if len(charter.evicted) > MAX_EVICTED or len(charter.unbanned) > MAX_EVICTED or len(charter.grants) > MAX_GRANTS:
         raise MalformedMessage(DropReason.OVER_LIMIT)
-    identities = [charter.owner, *charter.evicted, *charter.unbanned, *charter.grants]
+    identities = [charter.owner, *charter.evicted, *charter.unbanned, *charter.grants, *charter.approved]
     if any(len(identity) != _KEY for identity in identities):
         raise MalformedMessage(DropReason.MALFORMED)
     if charter.locator is not None and len(charter.locator) != _KEY:
         raise MalformedMessage(DropReason.MALFORMED)
+    _check_lists(charter)
     try:
         check_pool(charter.pool)
     except ConfigError as error:
         raise MalformedMessage(DropReason.MALFORMED) from error
     return charter
+
+
+def _check_lists(charter: Charter) -> None:
+    sizes = ((charter.invites, MAX_INVITES), (charter.approved, MAX_APPROVED), (charter.acts, MAX_ACTS))
+    if any(len(entries) > limit for entries, limit in sizes):
+        raise MalformedMessage(DropReason.OVER_LIMIT)
+    for invite in charter.invites:
+        if len(invite.locator) != _KEY or len(invite.key) != _KEY or len(invite.wrap) > MAX_WRAP or invite.uses < 1:
+            raise MalformedMessage(DropReason.MALFORMED)
+    locators = [invite.locator for invite in charter.invites]
+    if len(locators) != len({*locators, charter.locator or b""}) - 1:
+        raise MalformedMessage(DropReason.MALFORMED)
+    # In one order only, so that charters with equal lists are equal and a merge with itself changes nothing.
+    if charter.approved != sorted(set(charter.approved)) or charter.acts != merge_acts(charter.acts):
+        raise MalformedMessage(DropReason.MALFORMED)
 
 
 def admin_serial(charter: Charter) -> int:
@@ -186,22 +223,42 @@ def is_banned(charter: Charter, identity: bytes) -> bool:
     return evicted_at is not None and evicted_at >= charter.unbanned.get(identity, 0)
 
 
+def admins_of(charter: Charter) -> list[bytes]:
+    """The owner's list, banned ones included. Raises MalformedMessage if it is forged."""
+    admins = _check_admins(charter)
+    return [] if admins is None else list(admins.identities)
+
+
 def is_admin(charter: Charter, identity: bytes) -> bool:
     """True if the owner's list has the identity, banned or not. Raises MalformedMessage if the list is forged."""
-    admins = _check_admins(charter)
-    return admins is not None and identity in admins.identities
+    return identity in admins_of(charter)
+
+
+def may_sign_for_network(charter: Charter, signer: bytes) -> bool:
+    """True for the owner, and for the admins of a charter that was checked while they are not evicted."""
+    return signer == charter.owner or (not is_banned(charter, signer) and is_admin(charter, signer))
 
 
 def merge(left: Charter, right: Charter) -> Charter:
-    """`left` with the evictions and unbans of both, of which the later holds, an eviction at equal versions; and with
-    the newer list of admins. Raises MalformedMessage (over_limit).
+    """`left` with the evictions and unbans of both, of which the later holds, an eviction at equal versions; with the
+    approvals and acts of both and the newer list of admins. Raises MalformedMessage (over_limit).
     """
     evicted, unbanned = merge_versions(left.evicted, right.evicted), merge_versions(left.unbanned, right.unbanned)
     if max(len(evicted), len(unbanned)) > MAX_EVICTED:
         raise MalformedMessage(DropReason.OVER_LIMIT)
     return msgspec.structs.replace(
-        left, evicted=evicted, unbanned=unbanned, admins=newer_admins(left.admins, right.admins)
+        left,
+        evicted=evicted,
+        unbanned=unbanned,
+        admins=newer_admins(left.admins, right.admins),
+        approved=sorted({*left.approved, *right.approved})[:MAX_APPROVED],
+        acts=merge_acts(left.acts, right.acts),
     )
+
+
+def covers(left: Charter, right: Charter) -> bool:
+    """True if `right` has nothing to add to `left`."""
+    return merge(left, right) == left
 
 
 def newer_admins(left: Signed | None, right: Signed | None) -> Signed | None:

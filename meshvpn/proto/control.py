@@ -19,15 +19,16 @@ from .codec import decode
 from .signed import Signed
 
 PROTOCOL_VERSION = 1
-MAX_MESSAGE = 3 << 20
-"""Bytes of one WebSocket message: MAX_MEMBERS of the largest entries and the largest charter fit (2.6 MiB), so that
+MAX_MESSAGE = 13 << 18
+"""Bytes of one WebSocket message: MAX_MEMBERS of the largest entries and the largest charter fit (3.1 MiB), so that
 members cannot make their network too big to be listed, or an eviction too big to be sent."""
 MAX_SIGNAL = 8192
 """Bytes of one Signal payload; an offer of 32 candidates takes about 1,500."""
 MAX_MEMBERS = 1024
 """Members of one network."""
-MAX_CHARTER = 256 * 1024
-"""Bytes of a charter: 1,024 sealed epoch keys (about 120 bytes each) and 1,024 evicted identities fit."""
+MAX_CHARTER = 384 * 1024
+"""Bytes of a charter: 1,024 sealed epoch keys (about 120 bytes each), 1,024 evicted and unbanned identities, 2,048
+approved ones, 64 invites and 128 acts fit."""
 MAX_ENVELOPE = 2048
 """Bytes of a record's envelope; one without subnets and PBX facts takes about 500."""
 MAX_RECORD = MAX_ENVELOPE - 256
@@ -50,6 +51,9 @@ class RefusalCode(StrEnum):
     NETWORK_EXISTS = "network_exists"  # create: the locator (name and password) is taken
     NOT_A_MEMBER = "not_a_member"
     EVICTED = "evicted"
+    INVITE_UNKNOWN = "invite_unknown"  # no such invite, or it was revoked, or an eviction made it void
+    INVITE_EXPIRED = "invite_expired"
+    INVITE_USED = "invite_used"  # as often as it may be
     LOCKED = "locked"
     NETWORK_FULL = "network_full"
     POOL_EXHAUSTED = "pool_exhausted"
@@ -88,6 +92,7 @@ class MemberEntry(msgspec.Struct, frozen=True, array_like=True):
     address: str
     envelope: Signed | None = None
     approval: Signed | None = None
+    invitation: Signed | None = None
 
 
 class PresenceEntry(msgspec.Struct, frozen=True, array_like=True):
@@ -118,12 +123,18 @@ class Create(msgspec.Struct, frozen=True, tag_field="t", tag="create", kw_only=T
 
 
 class Join(msgspec.Struct, frozen=True, tag_field="t", tag="join", kw_only=True):
-    """Become a member by locator. Answer: Attached. Repeating it with the same identity gives the same address."""
+    """Become a member. Answer: Attached. Repeating it with the same identity gives the same address.
+
+    By the locator of a password; by that of an invite, with the invitation (invites.py); or, for who has an approval
+    by the owner or an admin, by uid in the place of a locator: that opens a network whose password is retired, too.
+    """
 
     rid: int
     locator: bytes
     identity: bytes
     proof: bytes
+    invitation: Signed | None = None
+    approval: Signed | None = None
 
 
 class Attach(msgspec.Struct, frozen=True, tag_field="t", tag="attach", kw_only=True):
@@ -162,6 +173,13 @@ class PutCharter(msgspec.Struct, frozen=True, tag_field="t", tag="put_charter", 
     rid: int
     charter: Signed
     envelopes: list[Signed]
+
+
+class PutApproval(msgspec.Struct, frozen=True, tag_field="t", tag="put_approval", kw_only=True):
+    """Publish an approval of somebody who joined. Answer: Done; the others get MemberChanged."""
+
+    rid: int
+    approval: Signed
 
 
 class PutLeave(msgspec.Struct, frozen=True, tag_field="t", tag="put_leave", kw_only=True):
@@ -231,7 +249,7 @@ class Goodbye(msgspec.Struct, frozen=True, tag_field="t", tag="goodbye", kw_only
     message: str
 
 
-Request = Create | Join | Attach | PutRecord | PutCharter | PutLeave | Signal
+Request = Create | Join | Attach | PutRecord | PutCharter | PutApproval | PutLeave | Signal
 Response = (
     Welcome | Attached | Done | Refused | CharterChanged | MemberChanged | MemberLeft | Presence | Signalled | Goodbye
 )

@@ -19,6 +19,7 @@ from . import control
 from .control import Attach, Attached, Create, Done, Goodbye, Join, RefusalCode, Refused, Welcome
 from .drops import DropReason
 from .errors import MalformedMessage, StateError
+from .invites import InviteKeys, make_invitation
 from .keys import Identity
 from .signed import DOMAIN_SESSION, Signed
 
@@ -108,6 +109,25 @@ def join_opening(identity: Identity, locator: bytes) -> Opening:
     """Open the session by joining the network behind a locator."""
     return lambda rid, nonce: Join(
         rid=rid, locator=locator, identity=identity.public, proof=_proof(identity, nonce, locator)
+    )
+
+
+def invited_opening(identity: Identity, keys: InviteKeys) -> Opening:
+    """Open the session by joining with an invite."""
+    invitation = make_invitation(keys, identity.public)
+    return lambda rid, nonce: Join(
+        rid=rid,
+        locator=keys.locator,
+        identity=identity.public,
+        proof=_proof(identity, nonce, keys.locator),
+        invitation=invitation,
+    )
+
+
+def approved_opening(identity: Identity, uid: bytes, approval: Signed) -> Opening:
+    """Open the session by joining with an approval of the owner or an admin; no password is needed."""
+    return lambda rid, nonce: Join(
+        rid=rid, locator=uid, identity=identity.public, proof=_proof(identity, nonce, uid), approval=approval
     )
 
 

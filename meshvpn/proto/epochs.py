@@ -77,12 +77,14 @@ class EpochKeys:
         self._keys = [EpochKey(charter.epoch, key), superseded, *self._keys[1:]][:MAX_EPOCH_KEYS]
         return True
 
-    def preshared_keys(self, tunnel_key: bytes, own_tunnel_key: bytes, *, wall: int) -> list[bytes]:
-        """The pair's preshared keys, newest epoch first; the previous one for 24 hours at most."""
+    def preshared_keys(self, tunnel_key: bytes, own_tunnel_key: bytes, *, since: int, wall: int) -> list[bytes]:
+        """The pair's preshared keys, newest epoch first, of `since` at the earliest; the previous one for 24 hours at
+        most.
+        """
         return [
             key_rules.pair_psk(entry.key, own_tunnel_key, tunnel_key)
             for entry in self._keys
-            if entry.superseded_at is None or _left(entry.superseded_at, wall) > 0
+            if entry.superseded_at is None or (entry.epoch >= since and _left(entry.superseded_at, wall) > 0)
         ]
 
     def lan_tags(self, identity: bytes) -> list[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .audit import Entry
 from .binding import StreamUnwanted, StreamWanted
 from .control_session import ConnectWanted, DisconnectWanted
 from .member import Member
@@ -36,11 +37,19 @@ class ServerChanged:
 
 @dataclass(frozen=True, slots=True)
 class ActionFinished:
-    """A request that the user made was carried out (`code` None), or refused."""
+    """A request that the user made was carried out (`code` None), or refused. A carried out one may have a message:
+    the server does not know of it yet."""
 
     rid: int
     code: str | None
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Audited:
+    """Something for the audit list. It must reach the disk before the state does, and may come again after a crash."""
+
+    entry: Entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +91,7 @@ NodeEvent = (
     | PeerChanged
     | ServerChanged
     | ActionFinished
+    | Audited
     | PingFinished
     | MembershipChanged
     | ConnectWanted

@@ -19,6 +19,9 @@ from . import primitives
 from .errors import ConfigError
 from .signed import Signed
 
+Entropy = Callable[[int], bytes]
+"""Gives so many random bytes."""
+
 MAX_NAME = 64
 MAX_PASSWORD_BYTES = 1024
 MAX_NICK = 32
@@ -30,6 +33,7 @@ _NAME_KEY = b"meshvpn name v1"
 _PSK_LABEL = b"meshvpn psk v1"
 _RELAY_ID_LABEL = b"meshvpn relay id v1"
 _MAPPING_LABEL = b"meshvpn pcp nonce v1"
+_NONCE_LABEL = b"meshvpn nonce v1"
 _LAN_LABEL = b"meshvpn lan tag v1"
 _NONCE = 24
 _ANY_SCALAR = bytes(range(1, 33))
@@ -267,6 +271,13 @@ def mapping_nonce(tunnel_secret: bytes) -> bytes:
 def seal_secret(key: bytes, plaintext: bytes, entropy: Callable[[int], bytes]) -> bytes:
     """Secretbox with the nonce (24 bytes) in front."""
     nonce = entropy(_NONCE)
+    return nonce + bindings.crypto_secretbox(plaintext, nonce, key)
+
+
+def seal_repeatably(key: bytes, plaintext: bytes, context: bytes) -> bytes:
+    """The same, with a nonce that follows from what is sealed: it needs no randomness, and equal things in equal
+    contexts look equal."""
+    nonce = primitives.blake2b(_NONCE_LABEL + primitives.blake2b(context, 32) + plaintext, _NONCE, key)
     return nonce + bindings.crypto_secretbox(plaintext, nonce, key)
 
 

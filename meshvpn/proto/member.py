@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .audit import Entry
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
@@ -29,6 +31,16 @@ class Member:
     is_pending: bool
     relays: bool = True
     """It forwards packets between members."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """Who knows the password and waits for an approval; `since` is Unix seconds, by its own clock."""
+
+    identity: bytes
+    nick: str
+    address: str
+    since: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,4 +88,13 @@ class NetworkDeleted:
     """The owner ended the network."""
 
 
-RosterEvent = MemberAdded | MemberChanged | MemberRemoved | EpochChanged | SelfEvicted | SelfReinstated | NetworkDeleted
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """Something for the audit list, proven by who did it; may be told again after a crash."""
+
+    entry: Entry
+
+
+RosterEvent = (
+    MemberAdded | MemberChanged | MemberRemoved | EpochChanged | SelfEvicted | SelfReinstated | NetworkDeleted | Noted
+)

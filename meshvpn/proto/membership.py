@@ -1,23 +1,35 @@
-"""What a member does in its network: publishes its record, and, as owner or admin, changes the charter. Pure."""
+"""What a member does in its network: publishes its record, and, as owner or admin, changes the charter. Pure.
+
+A change is asked of the server and counts once that has it. If somebody else changed the charter meanwhile, it is made
+anew on top of that. Without the server, evictions and approvals count at once and are passed on by the members; the
+server is told when it is back, by whoever reaches it first (`reconcile`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from . import control, disco, owner, primitives
-from .control import MemberEntry
+from msgspec import structs
+
+from . import control, disco, names, owner, primitives
+from .acts import Kind
+from .audit import Entry
+from .control import MemberEntry, RefusalCode
 from .control_session import ControlSession
-from .drops import DropReason
-from .errors import MembershipError
-from .keys import Identity, NetworkKeys
+from .errands import Errands
+from .errors import MalformedMessage, MembershipError
+from .events import ActionFinished
+from .invites import check_invitation, invite_keys
+from .keys import Identity, NetworkKeys, network_uid
 from .member import Member
-from .owner import PasswordRule
+from .owner import CharterUpdate, PasswordRule
 from .roster import Roster
 from .signed import Signed
 
-MIN_PREFIX = 4
-"""Hexadecimal digits of an identity that are enough to name it."""
+MAX_TRIES = 4
+"""Times that a change is made anew because somebody else's came first."""
+DONE_HERE = "done here and told to the members that are reached; the rendezvous is told as soon as it answers"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -46,8 +58,19 @@ class Profile:
     relays: bool = True
 
 
+@dataclass(slots=True)
+class _Change:
+    """A change of the charter under way. `rid` is the number that the user knows, None for one of our own."""
+
+    make: Callable[[int], CharterUpdate]
+    update: CharterUpdate
+    rid: int | None
+    needs_server: bool
+    tries: int = 1
+
+
 class Membership:
-    """Our part in one network. Requests are numbered; their outcome comes to `handle_finished`."""
+    """Our part in one network. Requests are numbered; `handle_finished` says what became of them."""
 
     def __init__(
         self,
@@ -67,54 +90,225 @@ class Membership:
         self._entropy = entropy
         self.tunnel_public = primitives.x25519_public(keys.tunnel)
         roster.reserve(profile.address, self.tunnel_public)
-        self._updates: dict[int, owner.CharterUpdate] = {}
+        self._changes: dict[int, _Change] = {}
+        self._approving: set[int] = set()
+        self._repair: int | None = None
+        """The change under way that nobody asked for."""
+        self._passed_over: set[Signed] = set()
+        """Invitations that do not hold."""
+        self.errands = Errands(roster, session)
 
     # The charter. Each raises MembershipError; the number is a request's.
 
     def evict(self, peer: str, password: PasswordRule | NetworkKeys, *, now: float, wall: int) -> int:
         """Put a member out for good."""
-        update = owner.evict(
-            self._roster,
-            self._signer,
-            self._keys.identity,
-            self.own_record,
-            self.find_member(peer).identity,
-            password,
-            entropy=self._entropy,
-            wall=wall,
-        )
-        return self._publish(update, now)
+        target = self.find_member(peer).identity
+        is_new = isinstance(password, NetworkKeys)
+        return self._change(lambda wall: self._evict(target, password, wall), now, wall, needs_server=is_new)
+
+    def reject(self, peer: str, *, now: float, wall: int) -> int:
+        """Send away who waits for an approval. It knows the epoch key, so that changes; the password stays."""
+        target = self._find_pending(peer).identity
+        keep = PasswordRule.KEEP
+        return self._change(lambda wall: self._evict(target, keep, wall, Kind.REJECT), now, wall)
 
     def unban(self, peer: str, *, now: float, wall: int) -> int:
         """Let an evicted identity join again."""
-        return self._publish(owner.unban(self._roster, self._signer, self.find_banned(peer), wall=wall), now)
+        target = self.find_banned(peer)
+        return self._change(lambda wall: owner.unban(self._roster, self._signer, target, wall=wall), now, wall)
 
     def change_password(self, keys: NetworkKeys, *, now: float, wall: int) -> int:
         """Set the password for who joins from now on."""
-        update = owner.change_password(self._roster, self._signer, keys, entropy=self._entropy, wall=wall)
-        return self._publish(update, now)
+        return self._change(
+            lambda wall: owner.change_password(self._roster, self._signer, keys, entropy=self._entropy, wall=wall),
+            now,
+            wall,
+            needs_server=True,
+        )
+
+    def set_access(self, mode: str, *, now: float, wall: int) -> int:
+        """Say who may join: the server must know, since it lets them in."""
+        return self._change(
+            lambda wall: owner.set_access(self._roster, self._signer, mode, wall=wall), now, wall, needs_server=True
+        )
+
+    def add_admin(self, peer: str, *, now: float, wall: int) -> int:
+        """Delegate to a member; the owner only."""
+        target = self.find_member(peer).identity
+        return self._change(lambda wall: self._set_admins(Kind.ADMIN_ADD, target, wall), now, wall)
+
+    def remove_admin(self, peer: str, *, now: float, wall: int) -> int:
+        """Take it back; the owner only."""
+        target = names.find_admin(self._roster, peer)
+        return self._change(lambda wall: self._set_admins(Kind.ADMIN_REMOVE, target, wall), now, wall)
+
+    def invite(self, secret: bytes, uses: int, ttl: int, *, now: float, wall: int) -> int:
+        """Let in who has the code of this secret (16 bytes), so many times and for so many seconds."""
+        keys = invite_keys(secret)
+        return self._change(
+            lambda wall: owner.invite(
+                self._roster, self._signer, keys, uses=uses, ttl=ttl, entropy=self._entropy, wall=wall
+            ),
+            now,
+            wall,
+            needs_server=True,
+        )
+
+    def revoke_invite(self, text: str, *, now: float, wall: int) -> int:
+        """Let nobody in by it any more; `text` is the start of its locator."""
+        locator = names.find_invite(self._roster, text).locator
+        return self._change(
+            lambda wall: owner.revoke_invite(self._roster, self._signer, locator, wall=wall),
+            now,
+            wall,
+            needs_server=True,
+        )
+
+    def approve(self, peer: str, *, now: float, wall: int) -> int:
+        """Let in who waits for it."""
+        approval = owner.approve(self._roster, self._signer, self._find_pending(peer).identity, wall=wall)
+        self._roster.handle_approval(approval, wall=wall)
+        rid = self._session.request(lambda rid: control.PutApproval(rid=rid, approval=approval), now=now)
+        self._approving.add(rid)
+        return rid
 
     def delete(self, *, now: float, wall: int) -> int:
         """End the network for everybody."""
-        return self._publish(owner.delete_network(self._roster, self._signer, wall=wall), now)
+        return self._change(
+            lambda wall: owner.delete_network(self._roster, self._signer, wall=wall), now, wall, needs_server=True
+        )
 
     def leave(self, *, now: float, wall: int) -> int:
         """Leave for good."""
         leave = owner.make_leave(self._roster.uid, self._keys.identity, wall=wall)
         return self._session.request(lambda rid: control.PutLeave(rid=rid, leave=leave), now=now)
 
-    def handle_finished(self, rid: int, code: str | None, *, now: float, wall: int) -> DropReason | None:
-        """A request ended: an accepted change of the charter becomes ours like anybody's."""
-        update = self._updates.pop(rid, None)
-        if update is None or code is not None:
+    def import_owner(self, key: Identity) -> None:
+        """From now on we may do what the owner may. Raises MembershipError for another network's key."""
+        if network_uid(key.public) != self._roster.uid:
+            raise MembershipError("that is the owner's key of another network")
+        self._keys = replace(self._keys, network_owner=key)
+
+    def handle_finished(
+        self, rid: int, code: str | None, message: str, *, now: float, wall: int
+    ) -> ActionFinished | None:
+        """A request ended. What the user is told; None: nothing, or not yet."""
+        change = self._changes.pop(rid, None)
+        if rid == self._repair:
+            self._repair = None
+        if change is not None:
+            return self._finish(change, code, message, now, wall)
+        if self.errands.handle_finished(rid, code):
+            self.reconcile(now=now, wall=wall)
             return None
-        reason = self._roster.handle_charter(update.charter, [], wall=wall)
-        if update.envelopes:
-            # Who came while the new epoch was on its way to the server has no key of it.
-            forgotten = owner.grant_to_forgotten(self._roster, self._signer, entropy=self._entropy, wall=wall)
-            if forgotten is not None:
-                self._publish(forgotten, now)
-        return reason
+        if rid in self._approving and code == RefusalCode.UNAVAILABLE:
+            code, message = None, DONE_HERE
+        self._approving.discard(rid)
+        return ActionFinished(rid, code, message)
+
+    def reconcile(self, *, now: float, wall: int) -> None:
+        """Something changed: do what an admin's host does unasked, and tell the server what it lacks."""
+        if self._roster.is_over:
+            return
+        has_key = self._roster.key_epoch == self._roster.charter.epoch
+        if has_key and self._roster.role(self._signer) != "member":
+            self._approve_invited(wall)
+            for make in (self._join_lines, self._grant):
+                if self._repair is None and (update := make(wall)) is not None:
+                    self._publish(_Change(_again(make), update, None, needs_server=False), now)
+        if self._repair is None:
+            self.errands.run(lambda: self._sealed_records() if has_key else [], now=now)
+
+    # Inside: changes.
+
+    def _change(
+        self, make: Callable[[int], CharterUpdate], now: float, wall: int, *, needs_server: bool = False
+    ) -> int:
+        change = _Change(make, make(wall), None, needs_server)
+        change.rid = self._publish(change, now)
+        return change.rid
+
+    def _publish(self, change: _Change, now: float) -> int:
+        update = change.update
+        rid = self._session.request(
+            lambda rid: control.PutCharter(rid=rid, charter=update.charter, envelopes=update.envelopes), now=now
+        )
+        self._changes[rid] = change
+        if change.rid is None:
+            self._repair = rid
+        return rid
+
+    def _finish(self, change: _Change, code: str | None, text: str, now: float, wall: int) -> ActionFinished | None:
+        if code == RefusalCode.STALE_CHARTER and change.tries < MAX_TRIES:
+            # What came first is known by now: the server tells everybody, and only then answers the next one.
+            try:
+                update = change.make(wall)
+            except MembershipError as error:
+                return _outcome(change, code, str(error))
+            self._publish(replace(change, update=update, tries=change.tries + 1), now)
+            return None
+        if code is None:
+            self.errands.handle_stored(change.update.charter)
+        elif code != RefusalCode.UNAVAILABLE or change.needs_server:
+            return _outcome(change, code, text)
+        self._roster.handle_charter(change.update.charter, [], wall=wall)
+        self.reconcile(now=now, wall=wall)
+        return _outcome(change, None, "" if code is None else DONE_HERE)
+
+    def _evict(
+        self, target: bytes, password: PasswordRule | NetworkKeys, wall: int, kind: Kind = Kind.EVICT
+    ) -> CharterUpdate:
+        return owner.evict(
+            self._roster,
+            self._signer,
+            self._keys.identity,
+            self.own_record,
+            target,
+            password,
+            entropy=self._entropy,
+            wall=wall,
+            kind=kind,
+        )
+
+    def _set_admins(self, kind: Kind, target: bytes, wall: int) -> CharterUpdate:
+        others = [identity for identity in self._roster.admins if identity != target]
+        admins = [*others, target] if kind is Kind.ADMIN_ADD else others
+        if admins == self._roster.admins:
+            raise MembershipError("that member is an admin already" if kind is Kind.ADMIN_ADD else "that is no admin")
+        return owner.set_admins(self._roster, self._signer, admins, wall=wall, kind=kind, subject=target)
+
+    def _join_lines(self, wall: int) -> CharterUpdate | None:
+        return owner.join_lines(
+            self._roster, self._signer, self._keys.identity, self.own_record, entropy=self._entropy, wall=wall
+        )
+
+    def _grant(self, wall: int) -> CharterUpdate | None:
+        return owner.grant_to_forgotten(self._roster, self._signer, entropy=self._entropy, wall=wall)
+
+    def _sealed_records(self) -> list[Signed]:
+        return owner.seal_records(self._roster, self._signer, self.own_record, entropy=self._entropy)
+
+    # Inside: approvals.
+
+    def _find_pending(self, text: str) -> Member:
+        member = self.find_member(text)
+        if not member.is_pending:
+            raise MembershipError(f"{member.nick} is a member already; use `meshvpn evict` to put it out")
+        return member
+
+    def _approve_invited(self, wall: int) -> None:
+        """Whoever has the code of an invite need not wait for a person. The server is told by an errand."""
+        for identity, signed in list(self._roster.invitations.items()):
+            if signed in self._passed_over:
+                continue
+            try:
+                invite = check_invitation(signed, identity, self._roster.charter)
+            except MalformedMessage:
+                self._passed_over.add(signed)
+                continue
+            if self._roster.approved_by(invite.locator) < invite.uses:
+                approval = owner.approve(self._roster, self._signer, identity, wall=wall, via=invite.locator)
+                self._roster.handle_approval(approval, wall=wall)
 
     # Our record.
 
@@ -170,40 +364,37 @@ class Membership:
 
     def find_member(self, text: str) -> Member:
         """A member by nick, address or identity prefix. Raises MembershipError."""
-        wanted = text.casefold()
-        found = [
-            member
-            for member in self._roster.members.values()
-            if wanted in (member.nick.casefold(), member.address, member.address6)
-            or (len(wanted) >= MIN_PREFIX and member.identity.hex().startswith(wanted))
-        ]
-        if not found and wanted in (self.profile.nick.casefold(), self.profile.address):
-            raise MembershipError(f"{text} is this host itself; see `meshvpn list` for the others")
-        if len(found) != 1:
-            problem = "is not a member" if not found else f"fits {len(found)} members"
-            raise MembershipError(f"{text} {problem}; see `meshvpn list` for nicknames and addresses")
-        return found[0]
+        return names.find_member(self._roster, text, (self.profile.nick, self.profile.address))
 
     def find_banned(self, text: str) -> bytes:
         """A banned identity by its last nick or by identity prefix. Raises MembershipError."""
-        wanted = text.casefold()
-        found = [
-            identity
-            for identity, nick in self._roster.former_nicks().items()
-            if wanted == nick.casefold() or (len(wanted) >= MIN_PREFIX and identity.hex().startswith(wanted))
-        ]
-        if len(found) != 1:
-            problem = "is not evicted" if not found else f"fits {len(found)} evicted members; give its identity"
-            raise MembershipError(f"{text} {problem}")
-        return found[0]
+        return names.find_banned(self._roster, text)
+
+    def named(self, entry: Entry) -> Entry:
+        """An entry of the audit list, with our own nickname where we are meant, whom the roster does not name."""
+        own = self._keys.identity.public
+        return structs.replace(
+            entry,
+            nick=entry.nick or (self.profile.nick if entry.subject == own else ""),
+            actor_nick=entry.actor_nick or (self.profile.nick if entry.actor == own else ""),
+        )
 
     @property
     def _signer(self) -> Identity:
         return self._keys.network_owner or self._keys.identity
 
-    def _publish(self, update: owner.CharterUpdate, now: float) -> int:
-        rid = self._session.request(
-            lambda rid: control.PutCharter(rid=rid, charter=update.charter, envelopes=update.envelopes), now=now
-        )
-        self._updates[rid] = update
-        return rid
+
+def _outcome(change: _Change, code: str | None, text: str) -> ActionFinished | None:
+    return None if change.rid is None else ActionFinished(change.rid, code, text)
+
+
+def _again(make: Callable[[int], CharterUpdate | None]) -> Callable[[int], CharterUpdate]:
+    """For a change of our own that may not be needed any more when it is made anew."""
+
+    def remake(wall: int) -> CharterUpdate:
+        update = make(wall)
+        if update is None:
+            raise MembershipError("somebody else did it")
+        return update
+
+    return remake

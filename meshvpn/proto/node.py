@@ -33,14 +33,22 @@ from .control_session import (
 )
 from .drops import DropReason
 from .errors import MembershipError
-from .events import ActionFinished, MembershipChanged, NodeEvent, PeerChanged, ServerChanged, StateChanged
+from .events import Audited, MembershipChanged, NodeEvent, PeerChanged, ServerChanged, StateChanged
 from .gather import Gatherer
-from .keys import NetworkKeys, mapping_nonce
-from .member import EpochChanged, Member, MemberAdded, MemberRemoved, NetworkDeleted, SelfEvicted, SelfReinstated
+from .keys import mapping_nonce
+from .member import (
+    EpochChanged,
+    Member,
+    MemberAdded,
+    MemberRemoved,
+    NetworkDeleted,
+    Noted,
+    SelfEvicted,
+    SelfReinstated,
+)
 from .member import MemberChanged as RecordChanged
 from .membership import MemberKeys, Membership, Profile
 from .options import Options
-from .owner import PasswordRule
 from .peer import MeshPeer
 from .peering import Peering, last_good_paths
 from .permit import Permit
@@ -50,12 +58,13 @@ from .signed import Signed
 from .timers import Stamps
 from .traffic import Traffic
 from .transport import FIRST_EXTRA_SOCKET, Address, Path, Transmit
+from .verbs import Verbs
 
 START_GRACE = 2.0
 """Seconds for which a starting node waits for the server's charter before it believes the one on its disk."""
 
 
-class Node:
+class Node(Verbs):
     """One network of one member. Times are monotonic seconds; `wall_ns` is Unix time in nanoseconds."""
 
     def __init__(
@@ -136,9 +145,11 @@ class Node:
         match outcome:
             case CharterChanged(charter=charter, members=members):
                 self._count(self.roster.handle_charter(charter, members, wall=wall))
+                self.membership.errands.handle_charter(charter, members)
                 self.membership.publish_record_if_missing(members, now=now, wall=wall)
             case MemberChanged(entry=entry):
                 self._count(self.roster.handle_entry(entry, wall=wall))
+                self.membership.errands.handle_entry(entry)
             case MemberLeft(leave=leave):
                 self._count(self.roster.handle_leave(leave, wall=wall))
             case Presence(entry=presence):
@@ -285,37 +296,7 @@ class Node:
         """The numbers under which the engine knows the peers."""
         return self._peering.numbers()
 
-    # --- what the user asks for; the outcome is an ActionFinished with the number returned ------------------------
-
-    def evict(self, peer: str, password: PasswordRule | NetworkKeys, *, now: float, wall_ns: int) -> int:
-        """Put a member out. Raises MembershipError."""
-        rid = self.membership.evict(peer, password, now=now, wall=_seconds(wall_ns))
-        self._settle(now, wall_ns)
-        return rid
-
-    def unban(self, peer: str, *, now: float, wall_ns: int) -> int:
-        """Let an evicted identity join again. Raises MembershipError."""
-        rid = self.membership.unban(peer, now=now, wall=_seconds(wall_ns))
-        self._settle(now, wall_ns)
-        return rid
-
-    def change_password(self, keys: NetworkKeys, *, now: float, wall_ns: int) -> int:
-        """Set a new password. Raises MembershipError."""
-        rid = self.membership.change_password(keys, now=now, wall=_seconds(wall_ns))
-        self._settle(now, wall_ns)
-        return rid
-
-    def delete(self, *, now: float, wall_ns: int) -> int:
-        """End the network. Raises MembershipError."""
-        rid = self.membership.delete(now=now, wall=_seconds(wall_ns))
-        self._settle(now, wall_ns)
-        return rid
-
-    def leave(self, *, now: float, wall_ns: int) -> int:
-        """Leave for good."""
-        rid = self.membership.leave(now=now, wall=_seconds(wall_ns))
-        self._settle(now, wall_ns)
-        return rid
+    # --- what the user asks for besides membership (verbs.py) ------------------------------------------------------
 
     def rename(self, nick: str, *, now: float, wall_ns: int) -> int | None:
         """Take another nickname; None: published when there is a connection again."""
@@ -346,7 +327,8 @@ class Node:
     def _settle(self, now: float, wall_ns: int) -> None:
         self._settle_session(now, wall_ns)
         # The roster's news first: whom we bring up is as it is now, and older news of it would be wrong afterwards.
-        self._settle_roster(now, wall_ns)
+        while self._settle_roster(now, wall_ns):
+            self._settle_session(now, wall_ns)
         if self._starts_by is not None and (now >= self._starts_by or not self.session.is_opening):
             self._bring_up(now, wall_ns)
         self._settle_gatherer(now)
@@ -380,18 +362,21 @@ class Node:
             case SessionAttached(answer=answer, welcome=welcome):
                 self._handle_attached(answer, welcome, now, wall_ns)
             case SessionLost():
+                self.membership.errands.handle_detached()
                 self._binding.handle_detached(now=now)
                 self._peering.handle_server_lost(now=now)
                 self._events.append(ServerChanged("connecting"))
             case SessionRefused(code=code, message=message):
                 self._events.append(ServerChanged("refused", f"{message} ({code})"))
             case RequestFinished(rid=rid, code=code, message=message):
-                self._count(self.membership.handle_finished(rid, code, now=now, wall=_seconds(wall_ns)))
-                self._events.append(ActionFinished(rid, code, message))
+                finished = self.membership.handle_finished(rid, code, message, now=now, wall=_seconds(wall_ns))
+                if finished is not None:
+                    self._events.append(finished)
 
     def _handle_attached(self, answer: control.Attached, welcome: control.Welcome, now: float, wall_ns: int) -> None:
         self.session.use_attach(attach_opening(self._keys.identity, self.roster.uid))
         self._count(self.roster.handle_charter(answer.charter, answer.members, wall=_seconds(wall_ns)))
+        self.membership.errands.handle_charter(answer.charter, answer.members)
         self._settle_roster(now, wall_ns)
         ports = dict.fromkeys((welcome.udp_port, welcome.udp_port2))
         self._peering.offers.handle_attached(now=now)
@@ -406,7 +391,8 @@ class Node:
             self._peering.handle_presence(presence, now=now)
         self._events.append(ServerChanged("connected"))
 
-    def _settle_roster(self, now: float, wall_ns: int) -> None:
+    def _settle_roster(self, now: float, wall_ns: int) -> bool:
+        """True if there was something, which may have made requests."""
         events = self.roster.take_events()
         for event in events:
             match event:
@@ -424,6 +410,8 @@ class Node:
                     self._events.append(MembershipChanged("evicted"))
                 case SelfReinstated():
                     self._events.append(MembershipChanged("reinstated"))
+                case Noted(entry=entry):
+                    self._events.append(Audited(self.membership.named(entry)))
                 case NetworkDeleted():
                     self._peering.clear()
                     self._events.append(MembershipChanged("deleted"))
@@ -432,9 +420,12 @@ class Node:
             self._peering.clear()
             self._peering.add_members(now=now, wall_ns=wall_ns)
         # One that changes nobody's membership (a new password) must survive a restart too: older ones are refused.
-        if events or self.roster.charter is not self._kept_charter:
+        is_news = bool(events) or self.roster.charter is not self._kept_charter
+        if is_news:
             self._kept_charter = self.roster.charter
             self._events.append(StateChanged())
+            self.membership.reconcile(now=now, wall=_seconds(wall_ns))
+        return is_news
 
     def _update_epoch_keys(self, now: float, wall_ns: int) -> None:
         self._peering.handle_epoch_keys(wall_ns=wall_ns)

@@ -6,7 +6,7 @@ accepted it, like anybody else's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Network
@@ -15,21 +15,25 @@ from typing import Any
 import msgspec
 
 from . import keys as key_rules
+from .acts import Kind, make_act, merge_acts
 from .charter import (
     ACCESS_MODES,
     MAX_ADMINS,
+    MAX_APPROVED,
     MAX_EVICTED,
+    MAX_INVITES,
     AdminSet,
     Charter,
     EpochGrant,
+    Invite,
     Settings,
     admin_serial,
-    check_charter,
     is_banned,
 )
-from .epochs import EpochKey, open_grant
+from .epochs import EpochKey
 from .errors import MembershipError
-from .keys import Identity, NetworkKeys
+from .invites import MAX_TTL, MAX_USES, InviteKeys, find_invite, make_invite
+from .keys import Entropy, Identity, NetworkKeys
 from .record import Approval, Envelope, Leave, Record
 from .roster import Roster, RosterState
 from .signed import (
@@ -41,8 +45,6 @@ from .signed import (
     DOMAIN_RECORD,
     Signed,
 )
-
-Entropy = Callable[[int], bytes]
 
 
 class PasswordRule(Enum):
@@ -88,24 +90,9 @@ def found_network(
         admins=None,
         sealed=_seal_settings(epoch_key, Settings(name, keys.wrap_key), entropy),
         wrap=_wrap(keys.wrap_key, uid, 1, epoch_key, entropy),
-        grants={founder.public: _grant(founder.public, uid, 1, epoch_key, entropy)},
+        grants={who.public: _grant(who.public, uid, 1, epoch_key, entropy) for who in (founder, owner)},
     )
     return RosterState(_sign(charter, owner), [EpochKey(1, epoch_key)], [], {})
-
-
-def accept_invitation(signed: Signed, keys: NetworkKeys) -> RosterState:
-    """What a joiner starts from: the charter behind its locator, opened by its password.
-
-    Raises MalformedMessage for a charter that is not genuine and MembershipError for one that the password does
-    not open: the server then shows another network than the one that name and password mean.
-    """
-    charter = check_charter(signed, None)
-    uid = key_rules.network_uid(charter.owner)
-    plaintext = None if charter.wrap is None else key_rules.open_secret(keys.wrap_key, charter.wrap)
-    key = None if plaintext is None else open_grant(plaintext, uid, charter.epoch)
-    if key is None or charter.locator != keys.locator:
-        raise MembershipError("the server's answer does not fit the password; do not trust this server")
-    return RosterState(signed, [EpochKey(charter.epoch, key)], [], {})
 
 
 def make_record(
@@ -173,10 +160,12 @@ def evict(
     *,
     entropy: Entropy,
     wall: int,
+    kind: Kind = Kind.EVICT,
 ) -> CharterUpdate:
     """Ban an identity, change the epoch, seal the new key to everybody who stays and all records under it.
 
-    `founder` is our own member identity and `own_record` our record: we stay.
+    `founder` is our own member identity and `own_record` our record: we stay. Open invites become void. A `kind` of
+    REJECT says that the target never was a member.
     """
     charter, settings = _writable(roster, signer), roster.settings
     if target == founder.public:
@@ -185,39 +174,61 @@ def evict(
         raise MembershipError("that member is evicted already")
     if len(charter.evicted) >= MAX_EVICTED and target not in charter.evicted:
         raise MembershipError(f"{MAX_EVICTED} identities were evicted already; create a new network")
-    epoch, epoch_key = charter.epoch + 1, entropy(32)
-    locator, wrap_key = _next_password(charter, settings, password)
-    records = {identity: record for identity, record in roster.records().items() if identity != target}
-    if own_record is not None:
-        records[founder.public] = own_record
-    staying = dict.fromkeys([founder.public, *records])
-    version = _next_version(charter)
-    updated = msgspec.structs.replace(
-        charter,
-        version=version,
-        issued_at=wall,
-        epoch=epoch,
-        evicted={**charter.evicted, target: version},
-        locator=locator,
-        sealed=_seal_settings(epoch_key, Settings(settings.name, wrap_key), entropy),
-        wrap=None if wrap_key is None else _wrap(wrap_key, roster.uid, epoch, epoch_key, entropy),
-        grants={identity: _grant(identity, roster.uid, epoch, epoch_key, entropy) for identity in staying},
+    banned = msgspec.structs.replace(charter, evicted={**charter.evicted, target: _next_version(charter)})
+    epoch_key = entropy(32)
+    act = make_act(
+        signer,
+        roster.uid,
+        kind,
+        epoch_key,
+        wall=wall,
+        subject=target,
+        nick=roster.nick_of(target),
+        detail=_word(password),
     )
-    envelopes = [_envelope(signer, record, roster.uid, epoch, epoch_key, entropy) for record in records.values()]
-    return CharterUpdate(_sign(updated, signer), envelopes)
+    noted = msgspec.structs.replace(banned, acts=merge_acts(banned.acts, [act]))
+    secrets = _next_password(charter, settings, password)
+    return _rotate(roster, signer, founder, own_record, noted, secrets, epoch_key, entropy=entropy, wall=wall)
+
+
+def join_lines(
+    roster: Roster, signer: Identity, founder: Identity, own_record: Signed | None, *, entropy: Entropy, wall: int
+) -> CharterUpdate | None:
+    """One charter for all that admins did who were cut off from each other; None if there is nothing to join.
+
+    Whoever one of them evicted has the epoch key of the others: then the epoch changes once more. A password that not
+    all lines have is known to somebody who was evicted, so it retires.
+    """
+    charter = _writable(roster, signer)
+    is_betrayed = any(is_banned(charter, who) for who in charter.grants)
+    if roster.lines.are_joined and not is_betrayed:
+        return None
+    if not is_betrayed:
+        return _update(roster, charter, signer, wall)
+    settings = roster.settings
+    secrets = (charter.locator, settings.wrap_key) if roster.lines.is_one_password else (None, None)
+    return _rotate(roster, signer, founder, own_record, charter, secrets, entropy(32), entropy=entropy, wall=wall)
 
 
 def grant_to_forgotten(roster: Roster, signer: Identity, *, entropy: Entropy, wall: int) -> CharterUpdate | None:
-    """Right after a change of epoch: its key for members who were not known when it was signed; None without any."""
+    """The epoch's key for members who joined before it and had none: unknown or not approved then; None without any."""
     charter = _writable(roster, signer)
-    records = {who: record for who, record in roster.records().items() if who not in charter.grants}
+    records = roster.forgotten()
     if not records:
         return None
     epoch, epoch_key = charter.epoch, roster.epoch_key
     grants = {who: _grant(who, roster.uid, epoch, epoch_key, entropy) for who in records}
-    update = _update(charter, signer, wall, grants={**charter.grants, **grants})
+    update = _update(roster, charter, signer, wall, grants={**charter.grants, **grants})
     envelopes = [_envelope(signer, record, roster.uid, epoch, epoch_key, entropy) for record in records.values()]
     return CharterUpdate(update.charter, envelopes)
+
+
+def seal_records(roster: Roster, signer: Identity, own_record: Signed | None, *, entropy: Entropy) -> list[Signed]:
+    """Everybody's record under the current epoch key, for a server that has older ones; our own only if we may not."""
+    records = [] if own_record is None else [own_record]
+    if roster.role(signer) != "member":
+        records += roster.records().values()
+    return [_envelope(signer, record, roster.uid, roster.key_epoch, roster.epoch_key, entropy) for record in records]
 
 
 def unban(roster: Roster, signer: Identity, target: bytes, *, wall: int) -> CharterUpdate:
@@ -226,7 +237,8 @@ def unban(roster: Roster, signer: Identity, target: bytes, *, wall: int) -> Char
     if not is_banned(charter, target):
         raise MembershipError("that identity is not evicted")
     # Above the eviction's version, so that a merge of two histories keeps what came last.
-    return _update(charter, signer, wall, unbanned={**charter.unbanned, target: _next_version(charter)})
+    unbanned = {**charter.unbanned, target: _next_version(charter)}
+    return _act(roster, charter, signer, wall, Kind.UNBAN, target, unbanned=unbanned)
 
 
 def change_password(
@@ -236,10 +248,12 @@ def change_password(
     charter, settings = _writable(roster, signer), roster.settings
     if charter.locator == keys.locator:
         raise MembershipError("that is the password which the network has already; choose another")
-    return _update(
+    return _act(
+        roster,
         charter,
         signer,
         wall,
+        Kind.PASSWD,
         locator=keys.locator,
         sealed=_seal_settings(roster.epoch_key, Settings(settings.name, keys.wrap_key), entropy),
         wrap=_wrap(keys.wrap_key, roster.uid, charter.epoch, roster.epoch_key, entropy),
@@ -247,34 +261,79 @@ def change_password(
 
 
 def set_access(roster: Roster, signer: Identity, access: str, *, wall: int) -> CharterUpdate:
-    """Let in everybody who knows the password, only who is approved, or nobody (`ACCESS_MODES`)."""
+    """Let in everybody who knows the password, only who is approved, or nobody (`ACCESS_MODES`).
+
+    Who is a member when access becomes `approve` stays one.
+    """
     charter = _writable(roster, signer)
     if access not in ACCESS_MODES:
         raise MembershipError(f"access {access} does not exist; use {', '.join(ACCESS_MODES)}")
-    return _update(charter, signer, wall, access=access)
+    return _act(roster, charter, signer, wall, Kind.ACCESS, detail=access, access=access)
 
 
-def set_admins(roster: Roster, signer: Identity, identities: Sequence[bytes], *, wall: int) -> CharterUpdate:
-    """Delegate to these members and to nobody else; the owner only. Approvals by a former admin are void."""
+def set_admins(
+    roster: Roster,
+    signer: Identity,
+    identities: Sequence[bytes],
+    *,
+    wall: int,
+    kind: Kind = Kind.ADMIN_ADD,
+    subject: bytes | None = None,
+) -> CharterUpdate:
+    """Delegate to these and to nobody else; the owner only. Whom a former admin approved stays approved."""
     charter = _writable(roster, signer)
     if signer.public != charter.owner:
         raise MembershipError("only the owner can appoint admins; ask the owner to do it")
     if len(identities) > MAX_ADMINS:
         raise MembershipError(f"a network has at most {MAX_ADMINS} admins")
-    unknown = [identity for identity in identities if identity not in roster.members]
+    unknown = [who for who in identities if who not in roster.members and who not in roster.admins]
     if unknown:
         raise MembershipError(f"{unknown[0].hex()[:8]} is not a member; only members can be admins")
     admins = AdminSet(roster.uid, admin_serial(charter) + 1, list(dict.fromkeys(identities)))
     signed = signer.sign(DOMAIN_ADMINS, msgspec.msgpack.encode(admins))
-    return _update(charter, signer, wall, admins=signed)
+    return _act(roster, charter, signer, wall, kind, subject, admins=signed)
 
 
-def approve(roster: Roster, signer: Identity, target: bytes, *, wall: int) -> Signed:
-    """The signature that lets an identity into a network with access `approve`."""
+def invite(
+    roster: Roster, signer: Identity, keys: InviteKeys, *, uses: int, ttl: int, entropy: Entropy, wall: int
+) -> CharterUpdate:
+    """Let in so many who have this code, for `ttl` seconds."""
+    charter = _writable(roster, signer)
+    if charter.access == "locked":
+        raise MembershipError("the network is locked, so nobody can use an invite; change its access first")
+    if not 1 <= uses <= MAX_USES or not 1 <= ttl <= MAX_TTL:
+        raise MembershipError(f"an invite is for 1 to {MAX_USES} uses and for at most {MAX_TTL // 86400} days")
+    invites = _open_invites(charter, wall)
+    if len(invites) >= MAX_INVITES:
+        raise MembershipError(f"{MAX_INVITES} invites are open; revoke one first")
+    if find_invite(charter, keys.locator) is not None:
+        raise MembershipError("that invite exists already")
+    grant = msgspec.msgpack.encode(EpochGrant(roster.uid, charter.epoch, _current_key(roster)))
+    made = make_invite(keys, grant, entropy, uses=uses, expires_at=wall + ttl)
+    detail = f"{keys.locator.hex()[:8]} for {uses}"
+    return _act(roster, charter, signer, wall, Kind.INVITE, detail=detail, invites=[*invites, made])
+
+
+def revoke_invite(roster: Roster, signer: Identity, locator: bytes, *, wall: int) -> CharterUpdate:
+    """Nobody joins by this invite any more."""
+    charter = _writable(roster, signer)
+    if find_invite(charter, locator) is None:
+        raise MembershipError("there is no such invite; see `meshvpn invite` for those that are open")
+    invites = [entry for entry in charter.invites if entry.locator != locator]
+    return _act(roster, charter, signer, wall, Kind.REVOKE, detail=locator.hex()[:8], invites=invites)
+
+
+def approve(roster: Roster, signer: Identity, target: bytes, *, wall: int, via: bytes = b"") -> Signed:
+    """The signature that lets an identity into a network with access `approve`; `via` is an invite's locator."""
     charter = _writable(roster, signer)
     if is_banned(charter, target):
         raise MembershipError("that member is evicted; use `meshvpn unban` first")
-    body = Approval(uid=roster.uid, identity=target, approved_at=wall)
+    return approval_by(signer, roster.uid, target, wall=wall, via=via)
+
+
+def approval_by(signer: Identity, uid: bytes, target: bytes, *, wall: int, via: bytes = b"") -> Signed:
+    """The same, for a host that is no member yet and has the owner's key."""
+    body = Approval(uid=uid, identity=target, approved_at=wall, via=via)
     return signer.sign(DOMAIN_APPROVAL, msgspec.msgpack.encode(body))
 
 
@@ -283,7 +342,7 @@ def delete_network(roster: Roster, signer: Identity, *, wall: int) -> CharterUpd
     charter = _writable(roster, signer)
     if signer.public != charter.owner:
         raise MembershipError("only the owner can delete the network; use `meshvpn leave` to leave it")
-    return _update(charter, signer, wall, is_deleted=True, locator=None, wrap=None)
+    return _act(roster, charter, signer, wall, Kind.DELETE, is_deleted=True, locator=None, wrap=None, invites=[])
 
 
 def _writable(roster: Roster, signer: Identity) -> Charter:
@@ -292,6 +351,11 @@ def _writable(roster: Roster, signer: Identity) -> Charter:
     if roster.charter.is_deleted:
         raise MembershipError("the network was deleted; `meshvpn leave` removes it here")
     return roster.charter
+
+
+def _current_key(roster: Roster) -> bytes:
+    roster.settings  # noqa: B018  raises if we don't have it
+    return roster.epoch_key
 
 
 def _next_password(
@@ -306,13 +370,81 @@ def _next_password(
     return None, None
 
 
+def _word(password: PasswordRule | NetworkKeys) -> str:
+    rule = "new" if isinstance(password, NetworkKeys) else password.value
+    return f"password {rule}"
+
+
+def _open_invites(charter: Charter, wall: int) -> list[Invite]:
+    return [entry for entry in charter.invites if entry.expires_at > wall]
+
+
 def _next_version(charter: Charter) -> int:
     """Above everything that was merged into the charter, so that what is done now is what came last."""
     return max(charter.version, *charter.evicted.values(), *charter.unbanned.values(), 0) + 1
 
 
-def _update(charter: Charter, signer: Identity, wall: int, **changes: Any) -> CharterUpdate:
-    updated = msgspec.structs.replace(charter, version=_next_version(charter), issued_at=wall, **changes)
+def _rotate(
+    roster: Roster,
+    signer: Identity,
+    founder: Identity,
+    own_record: Signed | None,
+    charter: Charter,
+    secrets: tuple[bytes | None, bytes | None],
+    epoch_key: bytes,
+    *,
+    entropy: Entropy,
+    wall: int,
+) -> CharterUpdate:
+    """A new epoch for everybody whom the charter does not ban and who is not pending."""
+    name, epoch, (locator, wrap_key) = roster.settings.name, charter.epoch + 1, secrets
+    records = {who: record for who, record in roster.records().items() if not is_banned(charter, who)}
+    if own_record is not None:
+        records[founder.public] = own_record
+    pending = {entry.identity for entry in roster.pending}
+    staying = dict.fromkeys(who for who in (founder.public, charter.owner, *records) if who not in pending)
+    updated = _update(
+        roster,
+        charter,
+        signer,
+        wall,
+        epoch=epoch,
+        locator=locator,
+        sealed=_seal_settings(epoch_key, Settings(name, wrap_key), entropy),
+        wrap=None if wrap_key is None else _wrap(wrap_key, roster.uid, epoch, epoch_key, entropy),
+        grants={identity: _grant(identity, roster.uid, epoch, epoch_key, entropy) for identity in staying},
+        # Only who has the code could seal the new key for it; and the evicted may have sent codes out.
+        invites=[],
+    )
+    envelopes = [_envelope(signer, record, roster.uid, epoch, epoch_key, entropy) for record in records.values()]
+    return CharterUpdate(updated.charter, envelopes)
+
+
+def _act(
+    roster: Roster,
+    charter: Charter,
+    signer: Identity,
+    wall: int,
+    kind: Kind,
+    subject: bytes | None = None,
+    *,
+    detail: str = "",
+    **changes: Any,
+) -> CharterUpdate:
+    """A change that members read of in their audit lists."""
+    nick = "" if subject is None else roster.nick_of(subject)
+    act = make_act(signer, roster.uid, kind, _current_key(roster), wall=wall, subject=subject, nick=nick, detail=detail)
+    return _update(roster, charter, signer, wall, acts=merge_acts(charter.acts, [act]), **changes)
+
+
+def _update(roster: Roster, charter: Charter, signer: Identity, wall: int, **changes: Any) -> CharterUpdate:
+    changes = {"invites": _open_invites(charter, wall), **changes}
+    updated = msgspec.structs.replace(charter, version=_next_version(roster.charter), issued_at=wall, **changes)
+    if updated.access == "approve":
+        # Whoever is in stays in, whatever becomes of the admin that approved it.
+        members = sorted(who for who in roster.approved_members() if not is_banned(updated, who))
+        former = [who for who in updated.approved if who not in members]
+        updated = msgspec.structs.replace(updated, approved=sorted([*members, *former][:MAX_APPROVED]))
     return CharterUpdate(_sign(updated, signer), [])
 
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import msgspec
 
-from .charter import AdminSet, Charter, is_banned
+from .charter import Charter, may_sign_for_network
 from .codec import decode
 from .control import MAX_APPROVAL, MAX_ENVELOPE, MAX_RECORD
 from .drops import DropReason
 from .errors import ConfigError, MalformedMessage
 from .keys import check_nick, is_exchange_key, is_identity, network_uid, verify
-from .signed import DOMAIN_ADMINS, DOMAIN_APPROVAL, DOMAIN_ENVELOPE, DOMAIN_LEAVE, DOMAIN_RECORD, Signed
+from .signed import DOMAIN_APPROVAL, DOMAIN_ENVELOPE, DOMAIN_LEAVE, DOMAIN_RECORD, Signed
 
 _KEY = 32
 MAX_SOFTWARE = 64
@@ -70,6 +70,7 @@ class Approval(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     uid: bytes
     identity: bytes
     approved_at: int
+    via: bytes = b""  # the locator of the invite for which it was approved
 
 
 _record_decoder = msgspec.msgpack.Decoder(Record)
@@ -77,15 +78,6 @@ _envelope_decoder = msgspec.msgpack.Decoder(Envelope)
 _leave_decoder = msgspec.msgpack.Decoder(Leave)
 _approval_decoder = msgspec.msgpack.Decoder(Approval)
 _signed_decoder = msgspec.msgpack.Decoder(Signed)
-
-
-def may_sign_for_network(charter: Charter, signer: bytes) -> bool:
-    """True for the owner, and for the admins of a charter that was checked while they are not evicted."""
-    if signer == charter.owner:
-        return True
-    if charter.admins is None or is_banned(charter, signer) or not verify(charter.admins, DOMAIN_ADMINS):
-        return False
-    return signer in msgspec.msgpack.decode(charter.admins.body, type=AdminSet).identities
 
 
 def check_envelope(signed: Signed, charter: Charter) -> Envelope:
@@ -138,15 +130,16 @@ def check_leave(signed: Signed, uid: bytes) -> Leave:
     return leave
 
 
-def is_approved(approval: Signed | None, identity: bytes, charter: Charter) -> bool:
-    """True if the owner or an admin approved this identity."""
-    if approval is None or not may_sign_for_network(charter, approval.signer):
-        return False
-    try:
-        body = decode(_approval_decoder, approval.body, limit=MAX_APPROVAL)
-    except MalformedMessage:
-        return False
-    return body.identity == identity and body.uid == network_uid(charter.owner) and verify(approval, DOMAIN_APPROVAL)
+def check_approval(signed: Signed, charter: Charter) -> Approval:
+    """The approval, if its signature holds; who signed may be nobody who may. Raises MalformedMessage."""
+    if len(signed.body) + len(signed.signer) + len(signed.signature) > MAX_APPROVAL:
+        raise MalformedMessage(DropReason.OVER_LIMIT)
+    approval = decode(_approval_decoder, signed.body, limit=MAX_APPROVAL)
+    if approval.uid != network_uid(charter.owner) or len(approval.identity) != _KEY or len(approval.via) > _KEY:
+        raise MalformedMessage(DropReason.NOT_FOR_US)
+    if not verify(signed, DOMAIN_APPROVAL):
+        raise MalformedMessage(DropReason.BAD_SIGNATURE)
+    return approval
 
 
 def decode_signed(data: bytes) -> Signed:

@@ -4,8 +4,8 @@ What comes from the server or from other members is checked here and nowhere els
 What was refused leaves all as it was. Nobody is removed by silence: only by an eviction in a genuine charter, or by the
 member's own signed leave. Whoever had a nick, an address or a tunnel key first keeps it until it leaves or is evicted.
 
-Of two lines of charters (admins that were cut off from each other) the greater one counts, with the evictions of both;
-so members that have seen the same charters, in whatever order and however often, agree. See charter.py.
+Members that have seen the same charters, in whatever order and however often, agree (lines.py); the same holds for
+records, approvals and leaves, each of which stands alone and may come from anybody.
 """
 
 from __future__ import annotations
@@ -17,24 +17,17 @@ from ipaddress import IPv4Network, IPv6Network
 
 import msgspec
 
+from . import audit
 from . import keys as key_rules
-from .charter import (
-    Charter,
-    Settings,
-    check_genuine,
-    check_lineage,
-    decode_charter,
-    is_banned,
-    merge,
-    merge_versions,
-    newer_admins,
-    rank,
-)
-from .control import MAX_APPROVAL, MAX_MEMBERS, MemberEntry
+from .acts import Kind, decode_act, words_of
+from .approvals import Approvals
+from .charter import Charter, Invite, Settings, admins_of, is_banned, may_sign_for_network
+from .control import MAX_MEMBERS, MemberEntry
 from .drops import DropReason
 from .epochs import EpochKey, EpochKeys
 from .errors import MalformedMessage
-from .keys import Identity
+from .keys import Identity, verify
+from .lines import Lines
 from .member import (
     EpochChanged,
     Member,
@@ -42,22 +35,28 @@ from .member import (
     MemberChanged,
     MemberRemoved,
     NetworkDeleted,
+    Noted,
+    Pending,
     RosterEvent,
     SelfEvicted,
     SelfReinstated,
 )
-from .record import Record, check_envelope, check_leave, check_record, is_approved, may_sign_for_network
-from .signed import Signed
+from .record import Record, check_envelope, check_leave, check_record
+from .signed import DOMAIN_ACT, Signed
 
 MAX_FORMER = 4096
 """Former members whose nick and last sequence are remembered."""
+MAX_LEAVES = 256
+"""Of those, how many farewells are passed on to members that did not hear them."""
+MAX_PENDING = 64
+"""Members that wait for an approval: who knows the password can make any number."""
 
 
 class StoredMember(msgspec.Struct, frozen=True, array_like=True):
-    """A member's own signed record, and its approval."""
+    """A member's own signed record, and the epoch in which it became known."""
 
     record: Signed
-    approval: Signed | None
+    epoch: int
 
 
 class FormerMember(msgspec.Struct, frozen=True, array_like=True):
@@ -68,6 +67,8 @@ class FormerMember(msgspec.Struct, frozen=True, array_like=True):
     """The highest one that is refused."""
     left_at: int = 0
     """Records of who joined no later are refused; 0 if it was evicted."""
+    leave: Signed | None = None
+    """Its farewell, if it left."""
 
 
 class RosterState(msgspec.Struct, array_like=True):
@@ -77,11 +78,11 @@ class RosterState(msgspec.Struct, array_like=True):
     epoch_keys: list[EpochKey]
     members: list[StoredMember]
     former: dict[bytes, FormerMember]
-    evicted: dict[bytes, int] = {}
-    unbanned: dict[bytes, int] = {}
-    """The charter's, with those of other lines of charters merged in."""
-    admins: Signed | None = None
-    """The owner's newest list, of whichever line."""
+    lines: list[Signed] = []
+    """Charters of other lines than `charter`'s."""
+    approvals: list[Signed] = []
+    acts: list[Signed] = []
+    """Those of the charters that were noted."""
 
 
 class Roster:
@@ -91,18 +92,14 @@ class Roster:
         self.uid = uid
         self.drops: Counter[DropReason] = Counter()
         self._identity = identity
-        self._signed = state.charter
-        charter = decode_charter(state.charter)
-        self._charter = msgspec.structs.replace(
-            charter,
-            evicted=merge_versions(charter.evicted, state.evicted),
-            unbanned=merge_versions(charter.unbanned, state.unbanned),
-            admins=newer_admins(charter.admins, state.admins),
-        )
+        self._lines = Lines([state.charter, *state.lines])
         self._epochs = EpochKeys(uid, identity, state.epoch_keys)
+        self._approvals = Approvals(self._lines.merged, state.approvals)
+        self._noted = frozenset(state.acts)
         self._former = dict(state.former)
         self._stored: dict[bytes, StoredMember] = {}
         self._members: dict[bytes, Member] = {}
+        self._invitations: dict[bytes, Signed] = {}
         self._nicks: dict[str, bytes] = {}
         self._claims: dict[str | bytes, bytes] = {}
         """Whose an address, a tunnel key or a disco key is."""
@@ -121,14 +118,47 @@ class Roster:
         return self._members
 
     @property
+    def pending(self) -> list[Pending]:
+        """Those of them that wait for an approval."""
+        return [
+            Pending(member.identity, member.nick, member.address, member.joined_at)
+            for member in self._members.values()
+            if member.is_pending
+        ]
+
+    @property
+    def invitations(self) -> Mapping[bytes, Signed]:
+        """By which those who are pending came, as far as they came by an invite; unchecked."""
+        return self._invitations
+
+    @property
     def charter(self) -> Charter:
         """The greatest charter seen, with the evictions of all that were seen."""
-        return self._charter
+        return self._lines.merged
+
+    @property
+    def _charter(self) -> Charter:
+        return self._lines.merged
+
+    @property
+    def lines(self) -> Lines:
+        """The charters from which it follows."""
+        return self._lines
 
     @property
     def signed_charter(self) -> Signed:
-        """That charter as it was signed."""
-        return self._signed
+        """The greatest charter as it was signed."""
+        return self._lines.greatest
+
+    @property
+    def admins(self) -> list[bytes]:
+        """Whom the owner delegated to."""
+        return admins_of(self._charter)
+
+    @property
+    def invites(self) -> list[Invite]:
+        """Those that were given out, used up ones and expired ones included."""
+        return list(self._charter.invites)
 
     @property
     def epoch_key(self) -> bytes:
@@ -170,6 +200,51 @@ class Roster:
         """Every other member's own signed record."""
         return {identity: stored.record for identity, stored in self._stored.items()}
 
+    def charters(self) -> list[Signed]:
+        """What another member needs in order to see the charter as we do, the greatest first."""
+        return self._lines.news()
+
+    def approvals(self) -> list[Signed]:
+        """Every approval that is worth something."""
+        return self._approvals.export()
+
+    def approval_of(self, identity: bytes) -> Signed | None:
+        """An identity's approval, if it is worth something."""
+        return self._approvals.get(identity)
+
+    def is_approved(self, identity: bytes) -> bool:
+        """True for who may take part in a network with access `approve`."""
+        return self._approvals.has(identity)
+
+    def approved_members(self) -> list[bytes]:
+        """Everybody who takes part, ourselves included."""
+        everybody = [self._identity.public, *self._members]
+        return [identity for identity in everybody if not self._is_pending(identity)]
+
+    def forgotten(self) -> dict[bytes, Signed]:
+        """Records of members that were there before the epoch began and were not given its key."""
+        charter = self._charter
+        return {
+            identity: stored.record
+            for identity, stored in self._stored.items()
+            if stored.epoch < charter.epoch and identity not in charter.grants and not self._is_pending(identity)
+        }
+
+    def approved_by(self, locator: bytes) -> int:
+        """How many were approved because they had this invite."""
+        return self._approvals.used(locator)
+
+    def leaves(self) -> list[Signed]:
+        """The last farewells."""
+        return [former.leave for former in self._former.values() if former.leave is not None][-MAX_LEAVES:]
+
+    def nick_of(self, identity: bytes) -> str:
+        """The last one known, "owner" for the network's own key; empty if unknown."""
+        if identity == self._charter.owner:
+            return "owner"
+        known = self._members.get(identity) or self._former.get(identity)
+        return "" if known is None else known.nick
+
     def former_nicks(self) -> dict[bytes, str]:
         """Nicks of identities that are banned now."""
         return {
@@ -180,7 +255,9 @@ class Roster:
 
     def preshared_keys(self, member: Member, own_tunnel_key: bytes, *, wall: int) -> list[bytes]:
         """The pair's preshared keys, newest epoch first; the previous one for 24 hours at most."""
-        return self._epochs.preshared_keys(member.tunnel_key, own_tunnel_key, wall=wall)
+        # Not those of before we knew it: whoever was evicted in between could have brought it in.
+        since = self._stored[member.identity].epoch if member.identity in self._stored else 0
+        return self._epochs.preshared_keys(member.tunnel_key, own_tunnel_key, since=since, wall=wall)
 
     def lan_tags(self, identity: bytes) -> list[bytes]:
         """By which members recognise this one in a LAN, newest epoch first."""
@@ -199,24 +276,26 @@ class Roster:
         return self._epochs.open(sealed)
 
     def open_envelope(self, signed: Signed | None) -> Signed | None:
-        """The member-signed record inside an envelope, unchecked; None if there is none that we can open."""
+        """The member-signed record inside an envelope, unchecked; None if there is none that we can open, or if it is
+        sealed under an older key than we have."""
         if signed is None:
             return None
         try:
-            return self._epochs.open_envelope(check_envelope(signed, self._charter))
+            envelope = check_envelope(signed, self._charter)
+            return self._epochs.open_envelope(envelope) if envelope.epoch == self.key_epoch else None
         except MalformedMessage:
             return None
 
     def export(self) -> RosterState:
         """For the disk."""
         return RosterState(
-            self._signed,
+            self._lines.greatest,
             self._epochs.export(),
             list(self._stored.values()),
             dict(self._former),
-            dict(self._charter.evicted),
-            dict(self._charter.unbanned),
-            self._charter.admins,
+            self._lines.export()[1:],
+            self._approvals.export(),
+            [act for act in self._charter.acts if act in self._noted],
         )
 
     def take_events(self) -> list[RosterEvent]:
@@ -228,17 +307,20 @@ class Roster:
 
     def handle_charter(self, signed: Signed, members: Sequence[MemberEntry], *, wall: int) -> DropReason | None:
         """A charter, perhaps newer, and the members' entries that came with it (sealed under its epoch)."""
-        if signed != self._signed:
+        if signed != self._lines.greatest:
             try:
                 self._merge(signed, wall)
             except MalformedMessage as error:
                 return self._drop(error.reason)
+        self._note_acts(wall)
         for entry in members[:MAX_MEMBERS]:
             self.handle_entry(entry, wall=wall)
         return None
 
     def handle_entry(self, entry: MemberEntry, *, wall: int) -> DropReason | None:
-        """One member's entry. Our own is passed over."""
+        """One member's entry. Of our own only the approval counts."""
+        if entry.approval is not None and entry.approval != self._approvals.get(entry.identity):
+            self.handle_approval(entry.approval, wall=wall)
         if entry.envelope is None or entry.identity == self._identity.public:
             return None
         try:
@@ -254,9 +336,35 @@ class Roster:
             record = check_record(signed, self._charter)
             if record.identity != envelope.identity or record.address != envelope.address:
                 raise MalformedMessage(DropReason.NOT_FOR_US)
-            self._accept(record, StoredMember(signed, _bounded(entry.approval)))
+            self._accept(record, signed, wall)
         except MalformedMessage as error:
             return self._drop(error.reason)
+        if entry.invitation is not None and self._members[entry.identity].is_pending:
+            self._invitations[entry.identity] = entry.invitation
+        return None
+
+    def handle_record(self, signed: Signed, *, wall: int) -> DropReason | None:
+        """A member's own record that another member passed on, through the tunnel. Our own is passed over."""
+        if signed.signer == self._identity.public:
+            return None
+        stored = self._stored.get(signed.signer)
+        if stored is not None and stored.record == signed:
+            return DropReason.STALE
+        try:
+            self._accept(check_record(signed, self._charter), signed, wall)
+        except MalformedMessage as error:
+            return self._drop(error.reason)
+        return None
+
+    def handle_approval(self, signed: Signed, *, wall: int) -> DropReason | None:
+        """Somebody is approved, perhaps somebody whom we don't know yet."""
+        try:
+            approval = self._approvals.add(signed, self._charter)
+        except MalformedMessage as error:
+            return self._drop(error.reason)
+        self._note(Kind.APPROVE, signed, approval.approved_at, approval.identity, wall)
+        if (member := self._members.get(approval.identity)) is not None:
+            self._refresh(member)
         return None
 
     def handle_leave(self, signed: Signed, *, wall: int) -> DropReason | None:
@@ -269,27 +377,19 @@ class Roster:
         if member is None or leave.left_at < member.joined_at:
             return self._drop(DropReason.STALE)
         # Who left is back only with a new join; who was evicted and unbanned is back with the record that it had.
-        self._remove(member, "left", FormerMember(member.nick, member.sequence, leave.left_at))
+        self._remove(member, "left", FormerMember(member.nick, member.sequence, leave.left_at, signed))
+        self._note(Kind.LEFT, signed, leave.left_at, leave.identity, wall)
         return None
 
     # Inside.
 
     def _merge(self, signed: Signed, wall: int) -> None:
-        charter = check_genuine(signed)
-        check_lineage(signed, charter, self._charter)
-        if rank(signed, charter) > rank(self._signed, self._charter):
-            self._adopt(signed, merge(charter, self._charter), wall)
-            return
-        merged = merge(self._charter, charter)
-        if merged == self._charter:
-            raise MalformedMessage(DropReason.STALE)
-        self._adopt(self._signed, merged, wall)
-
-    def _adopt(self, signed: Signed, charter: Charter, wall: int) -> None:
-        was_evicted, was_deleted = self.is_evicted, self._charter.is_deleted
-        if self._epochs.adopt(charter, self._charter, wall=wall):
+        before, was_evicted = self._charter, self.is_evicted
+        self._lines.add(signed)
+        charter = self._charter
+        self._approvals.follow(charter)
+        if self._epochs.adopt(charter, before, wall=wall):
             self._events.append(EpochChanged(charter.epoch))
-        self._signed, self._charter = signed, charter
         for member in list(self._members.values()):
             if is_banned(charter, member.identity):
                 self._remove(member, "evicted", FormerMember(member.nick, member.sequence - 1))
@@ -297,45 +397,82 @@ class Roster:
                 self._refresh(member)
         if self.is_evicted != was_evicted:
             self._events.append(SelfEvicted() if self.is_evicted else SelfReinstated())
-        if charter.is_deleted and not was_deleted:
+        if charter.is_deleted and not before.is_deleted:
             self._events.append(NetworkDeleted())
 
-    def _accept(self, record: Record, stored: StoredMember) -> None:
+    def _note_acts(self, wall: int) -> None:
+        acts = frozenset(self._charter.acts)
+        for signed in self._charter.acts if acts != self._noted else []:
+            if signed in self._noted:
+                continue
+            act = decode_act(signed)
+            if act.uid != self.uid or not verify(signed, DOMAIN_ACT):
+                self._drop(DropReason.BAD_SIGNATURE)
+                continue
+            words = words_of(act, self._epochs.open)
+            self._note(act.kind, signed, act.at, act.subject, wall, nick=words.nick, detail=words.detail)
+        self._noted = acts
+
+    def _note(
+        self,
+        kind: str,
+        evidence: Signed,
+        at: int,
+        subject: bytes | None,
+        wall: int,
+        *,
+        nick: str = "",
+        detail: str = "",
+    ) -> None:
+        entry = audit.Entry(
+            seen_at=wall,
+            at=at,
+            kind=kind,
+            subject=subject,
+            nick=nick or ("" if subject is None else self.nick_of(subject)),
+            actor=evidence.signer,
+            actor_nick=self.nick_of(evidence.signer),
+            detail=detail,
+            evidence=evidence,
+        )
+        self._events.append(Noted(entry))
+
+    def _accept(self, record: Record, signed: Signed, wall: int) -> None:
         if is_banned(self._charter, record.identity):
             raise MalformedMessage(DropReason.NOT_FOR_US)
         old = self._members.get(record.identity)
-        if old is None and len(self._members) >= MAX_MEMBERS:
-            raise MalformedMessage(DropReason.OVER_LIMIT)
+        if old is None:
+            self._check_room(record.identity)
         former = self._former.get(record.identity)
         if former is not None and (record.sequence <= former.sequence or record.joined_at <= former.left_at):
             raise MalformedMessage(DropReason.STALE)
         self._check_claims(record)
+        stored = StoredMember(signed, self._charter.epoch)
         if old is not None:
-            stored = self._newer(old, record, stored)
+            before = self._stored[old.identity]
+            # A member that used a number twice: all others settle on the same one, and none alternates.
+            if (record.sequence, signed.body) < (old.sequence, before.record.body):
+                raise MalformedMessage(DropReason.STALE)
+            stored = StoredMember(signed, before.epoch)
             self._forget(old)
-        new = self._member(record, stored)
+        new = self._member(record)
         self._put(new, stored)
         self._former.pop(record.identity, None)
         if old is None:
             self._events.append(MemberAdded(new))
+            self._note(Kind.JOINED, signed, record.joined_at, record.identity, wall)
         elif old != new:
             self._events.append(MemberChanged(old, new))
+
+    def _check_room(self, identity: bytes) -> None:
+        is_full = len(self._members) >= MAX_MEMBERS
+        if is_full or (self._is_pending(identity) and len(self.pending) >= MAX_PENDING):
+            raise MalformedMessage(DropReason.OVER_LIMIT)
 
     def _check_claims(self, record: Record) -> None:
         for claim in _claims(record):
             if self._claims.get(claim, record.identity) != record.identity:
                 raise MalformedMessage(DropReason.UNEXPECTED)
-
-    def _newer(self, member: Member, record: Record, new: StoredMember) -> StoredMember:
-        """`new`, with the approval that is worth more: who keeps one back must not make a member pending."""
-        old = self._stored[member.identity]
-        # A member that used a number twice: all others settle on the same one, and none alternates.
-        if (record.sequence, new.record.body) < (member.sequence, old.record.body):
-            raise MalformedMessage(DropReason.STALE)
-        is_lost = not is_approved(new.approval, member.identity, self._charter)
-        if is_lost and is_approved(old.approval, member.identity, self._charter):
-            return StoredMember(new.record, old.approval)
-        return new
 
     def _put(self, member: Member, stored: StoredMember) -> None:
         self._stored[member.identity] = stored
@@ -350,8 +487,10 @@ class Roster:
             del self._claims[claim]
 
     def _refresh(self, member: Member) -> None:
-        """The new charter may change what an approval is worth."""
-        new = replace(member, is_pending=self._is_pending(self._stored[member.identity]))
+        """An approval came, or a charter that changes what approvals are worth."""
+        new = replace(member, is_pending=self._is_pending(member.identity))
+        if not new.is_pending:
+            self._invitations.pop(member.identity, None)
         if new != member:
             self._members[member.identity] = new
             self._events.append(MemberChanged(member, new))
@@ -359,13 +498,14 @@ class Roster:
     def _remove(self, member: Member, reason: str, former: FormerMember) -> None:
         del self._members[member.identity]
         del self._stored[member.identity]
+        self._invitations.pop(member.identity, None)
         self._forget(member)
         self._former[member.identity] = former
         while len(self._former) > MAX_FORMER:
             del self._former[next(iter(self._former))]
         self._events.append(MemberRemoved(member, reason))
 
-    def _member(self, record: Record, stored: StoredMember) -> Member:
+    def _member(self, record: Record) -> Member:
         return Member(
             identity=record.identity,
             address=record.address,
@@ -378,13 +518,12 @@ class Roster:
             software=record.software,
             subnets=tuple(record.subnets),
             facts=record.facts,
-            is_pending=self._is_pending(stored),
+            is_pending=self._is_pending(record.identity),
             relays=record.relays,
         )
 
-    def _is_pending(self, stored: StoredMember) -> bool:
-        identity = stored.record.signer
-        return self._charter.access == "approve" and not is_approved(stored.approval, identity, self._charter)
+    def _is_pending(self, identity: bytes) -> bool:
+        return self._charter.access == "approve" and not self._approvals.has(identity)
 
     def _unique_nick(self, record: Record) -> str:
         nick, number = record.nick, 2
@@ -400,18 +539,11 @@ class Roster:
             self.drops[error.reason] += 1
             return
         if not is_banned(self._charter, record.identity):
-            self._put(self._member(record, stored), stored)
+            self._put(self._member(record), stored)
 
     def _drop(self, reason: DropReason) -> DropReason:
         self.drops[reason] += 1
         return reason
-
-
-def _bounded(approval: Signed | None) -> Signed | None:
-    """What is kept on the disk for a member has a size, whatever the server sends."""
-    if approval is None or len(approval.body) + len(approval.signer) + len(approval.signature) > MAX_APPROVAL:
-        return None
-    return approval
 
 
 def _claims(member: Record | Member) -> tuple[str, bytes, bytes]:

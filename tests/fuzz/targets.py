@@ -14,31 +14,48 @@ from ipaddress import IPv4Network
 from typing import Any
 
 import msgspec
+from msgspec import structs
 
 from meshvpn import ipc
-from meshvpn.proto import candidate, control, disco, epochs, messages, owner, pcp, stun
+from meshvpn.proto import (
+    acts,
+    audit,
+    candidate,
+    control,
+    disco,
+    epochs,
+    invites,
+    messages,
+    owner,
+    ownerfile,
+    pcp,
+    stun,
+)
 from meshvpn.proto.binding import RelayBinding
-from meshvpn.proto.charter import check_charter, check_genuine
+from meshvpn.proto.charter import Charter, check_charter, check_genuine
 from meshvpn.proto.commands import apply as apply_command
 from meshvpn.proto.control import MemberEntry, PresenceEntry, RelayGrant
 from meshvpn.proto.control_session import ControlSession, attach_opening
 from meshvpn.proto.dataplane import DataPlane
 from meshvpn.proto.disco import DiscoBox, Ping, Pong
 from meshvpn.proto.drops import DropReason
-from meshvpn.proto.errors import MalformedMessage
+from meshvpn.proto.errors import ConfigError, MalformedMessage
 from meshvpn.proto.gather import Gatherer
-from meshvpn.proto.keys import Identity
+from meshvpn.proto.keys import Identity, seal_secret
+from meshvpn.proto.member import Noted
 from meshvpn.proto.messages import CookieReply, Initiation, Response
 from meshvpn.proto.nat import Attempt, Method, NatMapping, PortRule
 from meshvpn.proto.node import Node
 from meshvpn.proto.pcp import Version
 from meshvpn.proto.portmap import PortMapper, Router
-from meshvpn.proto.record import check_envelope, check_leave, check_record, decode_signed, is_approved
+from meshvpn.proto.record import check_approval, check_envelope, check_leave, check_record, decode_signed
 from meshvpn.proto.roster import Roster
 from meshvpn.proto.signed import (
+    DOMAIN_ACT,
     DOMAIN_APPROVAL,
     DOMAIN_CHARTER,
     DOMAIN_ENVELOPE,
+    DOMAIN_INVITATION,
     DOMAIN_LEAVE,
     DOMAIN_RECORD,
     Signed,
@@ -308,6 +325,7 @@ def network() -> dict[str, Any]:
     envelope = _envelope_of(nodes)
     leave = identity.sign(DOMAIN_LEAVE, msgspec.msgpack.encode([uid, identity.public, WALL]))
     founder = first.membership._signer
+    act = acts.make_act(founder, uid, acts.Kind.EVICT, bytes(32), wall=WALL, subject=identity.public, nick="pbx")
     approval = founder.sign(DOMAIN_APPROVAL, msgspec.msgpack.encode([uid, identity.public, WALL]))
     return {
         "charter": first.roster.signed_charter,
@@ -315,6 +333,7 @@ def network() -> dict[str, Any]:
         "envelope": envelope,
         "leave": leave,
         "approval": approval,
+        "act": act,
         "uid": uid,
         "identity": identity,
         "founder": founder,
@@ -345,6 +364,8 @@ def request_seeds() -> list[bytes]:
         control.PutRecord(rid=4, envelope=parts["envelope"]),
         control.PutCharter(rid=5, charter=parts["charter"], envelopes=[parts["envelope"]]),
         control.PutLeave(rid=6, leave=parts["leave"]),
+        control.PutApproval(rid=7, approval=parts["approval"]),
+        control.Join(rid=8, locator=parts["uid"], identity=public, proof=bytes(64), approval=parts["approval"]),
         control.Signal(to=public, payload=b"sealed"),
     ]
     return [control.encode(request) for request in requests]
@@ -556,7 +577,7 @@ def fresh_roster() -> Roster:
     return Roster(parts["uid"], parts["us"], parts["state"])
 
 
-def charter_of() -> Any:
+def charter_of() -> Charter:
     return check_genuine(network()["charter"])
 
 
@@ -564,9 +585,82 @@ def run_signed(data: bytes) -> str:
     return outcome_of(lambda: decode_signed(data))
 
 
-def run_approval(data: bytes) -> str:
-    founder, identity = network()["founder"], network()["identity"]
-    return str(is_approved(founder.sign(DOMAIN_APPROVAL, data), identity.public, charter_of()))
+def use_approval(signed: Signed) -> None:
+    change(lambda members: members.handle_approval(signed, wall=WALL))
+    decide(control.PutApproval(rid=1, approval=signed))
+    join = control.Join(rid=1, locator=network()["uid"], identity=bytes(32), proof=bytes(64), approval=signed)
+    decide(join)
+
+
+def run_act(data: bytes) -> str:
+    """An act that an owner signed, in a charter that it signed."""
+    parts = network()
+    signed = parts["founder"].sign(DOMAIN_ACT, data)
+    later = structs.replace(charter_of(), version=99, acts=[signed])
+    use_charter(parts["founder"].sign(DOMAIN_CHARTER, msgspec.msgpack.encode(later)))
+    return outcome_of(lambda: acts.words_of(acts.decode_act(signed), fresh_roster().open_from_members))
+
+
+def invited_charter() -> Charter:
+    made = invites.make_invite(invites.invite_keys(bytes(16)), b"grant", Drawer(4), uses=1, expires_at=WALL + 9)
+    return structs.replace(charter_of(), invites=[made])
+
+
+def run_invitation(data: bytes) -> str:
+    signed = invites.invite_keys(bytes(16)).signer.sign(DOMAIN_INVITATION, data)
+    parts, locator = network(), invites.invite_keys(bytes(16)).locator
+    join = control.Join(rid=1, locator=locator, identity=bytes(32), proof=bytes(64), invitation=signed)
+    charter = parts["founder"].sign(DOMAIN_CHARTER, msgspec.msgpack.encode(invited_charter()))
+    core.apply(core.NetworkDoc(charter, bytes(32), [], []), join, bytes(32), wall=WALL)
+    return outcome_of(lambda: invites.check_invitation(signed, bytes(32), invited_charter()))
+
+
+def invitation_seeds() -> list[bytes]:
+    return [invites.make_invitation(invites.invite_keys(bytes(16)), bytes(32)).body]
+
+
+def run_audit(data: bytes) -> str:
+    try:
+        entries, _, size = audit.read(data)
+    except audit.AuditError:
+        return "broken"
+    for found in entries:
+        audit.is_proven(found)
+    return "ok" if size == len(data) else "torn"
+
+
+def audit_seeds() -> list[bytes]:
+    events = Roster(network()["uid"], network()["us"], network()["state"])
+    events.handle_leave(network()["leave"], wall=WALL)
+    chain = audit.Chain()
+    return [b"".join(chain.link(event.entry) for event in events.take_events() if isinstance(event, Noted))]
+
+
+def run_owner_file(data: bytes) -> str:
+    """The file, and what is sealed in it."""
+    sealed = ownerfile.MAGIC + bytes(16) + seal_secret(bytes(32), data, Drawer(2))
+    for file in (data, sealed):
+        try:
+            ownerfile.open_file(file, bytes(32))
+        except ConfigError:
+            continue
+        return "ok"
+    return "refused"
+
+
+def owner_file_seeds() -> list[bytes]:
+    owned = ownerfile.OwnerKey(
+        version=1, uid=network()["uid"], name="net", servers=["https://h"], pin=None, seed=network()["founder"].seed
+    )
+    return [ownerfile.seal(owned, bytes(16), bytes(32), Drawer(1)), msgspec.msgpack.encode(owned)]
+
+
+def run_invite_code(data: bytes) -> str:
+    try:
+        invites.secret_of(data.decode("utf-8", "replace"))
+    except ConfigError:
+        return "refused"
+    return "ok"
 
 
 def run_sealed(data: bytes) -> str:
@@ -674,9 +768,14 @@ TARGETS = [
     signed_target("record", DOMAIN_RECORD, lambda signed: check_record(signed, charter_of()), use_record),
     signed_target("envelope", DOMAIN_ENVELOPE, lambda signed: check_envelope(signed, charter_of()), use_envelope),
     signed_target("leave", DOMAIN_LEAVE, lambda signed: check_leave(signed, network()["uid"]), use_leave),
-    Target(
-        "approval", run_approval, lambda: [network()["approval"].body], frozenset({"True", "False"}), is_packed=True
+    signed_target(
+        "approval", DOMAIN_APPROVAL, lambda signed: check_approval(signed, charter_of()), use_approval, "founder"
     ),
+    Target("act", run_act, lambda: [network()["act"].body], PARSE_DROPS | {"ok"}, is_packed=True),
+    Target("invitation", run_invitation, invitation_seeds, DROPS | {"ok"}, is_packed=True),
+    Target("audit", run_audit, audit_seeds, frozenset({"ok", "torn", "broken"})),
+    Target("owner-file", run_owner_file, owner_file_seeds, frozenset({"ok", "refused"})),
+    Target("invite-code", run_invite_code, lambda: [invites.code_of(bytes(16)).encode()], frozenset({"ok", "refused"})),
     Target(
         "signed",
         run_signed,

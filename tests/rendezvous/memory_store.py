@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from rendezvous.core import NetworkDoc, locator_of, uid_of
+from rendezvous.core import NetworkDoc, invites_of, locator_of, uid_of
 from rendezvous.store import ConflictError, LocatorTakenError, Stored, StoreError
 
 
@@ -20,6 +20,7 @@ class MemoryStore:
         self.puts = 0
         self._bodies: dict[bytes, tuple[bytes, int]] = {}
         self._locators: dict[bytes, bytes] = {}
+        self._invites: dict[bytes, bytes] = {}
 
     async def get(self, uid: bytes) -> Stored | None:
         await self._enter()
@@ -34,6 +35,10 @@ class MemoryStore:
         await self._enter()
         return self._locators.get(locator)
 
+    async def find_invite(self, locator: bytes) -> bytes | None:
+        await self._enter()
+        return self._invites.get(locator)
+
     async def put(self, document: NetworkDoc, revision: int) -> Stored:
         await self._enter()
         self.puts += 1
@@ -42,6 +47,10 @@ class MemoryStore:
             raise ConflictError
         if locator is not None and self._locators.get(locator, uid) != uid:
             raise LocatorTakenError
+        if any(self._invites.get(invite, uid) != uid for invite in invites_of(document)):
+            raise LocatorTakenError
+        self._invites = {known: owner for known, owner in self._invites.items() if owner != uid}
+        self._invites |= dict.fromkeys(invites_of(document), uid)
         self._locators = {known: owner for known, owner in self._locators.items() if owner != uid}
         if locator is not None:
             self._locators[locator] = uid

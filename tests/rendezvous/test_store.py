@@ -220,7 +220,7 @@ async def test_a_database_of_a_newer_program_is_left_alone(path: Path) -> None:
         database.execute(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
     database.close()
     content = path.read_bytes()
-    with pytest.raises(StoreError, match=r"another version \(schema 2\); use the program that wrote it"):
+    with pytest.raises(StoreError, match=r"another version \(schema 3\); use the program that wrote it"):
         await SqliteStore.open(path)
     assert path.read_bytes() == content
 

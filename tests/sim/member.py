@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 import msgspec
 
-from meshvpn.proto import owner
+from meshvpn.proto import admission, owner
 from meshvpn.proto.binding import StreamUnwanted, StreamWanted
 from meshvpn.proto.commands import AdoptSocket, apply
 from meshvpn.proto.control_session import (
@@ -269,7 +269,7 @@ class Member:
     def _admit(self, session: ControlSession, attached: SessionAttached) -> None:
         if self.saved is None:
             assert self._keys is not None
-            state = owner.accept_invitation(attached.answer.charter, self._keys)
+            state = admission.by_password(attached.answer.charter, self._keys)
             charter = msgspec.msgpack.encode(state)
             uid = Roster(b"", self.identity, state).charter.owner
             self.saved = Saved(network_uid(uid), charter, "", self.name, self._wall())

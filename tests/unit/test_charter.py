@@ -147,8 +147,8 @@ def test_only_the_owner_can_sign_a_deletion() -> None:
         ({"evicted": {bytes(32): 99}}, DropReason.MALFORMED),
         ({"unbanned": {bytes(32): 0}}, DropReason.MALFORMED),
         ({"evicted": {n.to_bytes(32, "big"): 1 for n in range(MAX_EVICTED + 1)}}, DropReason.OVER_LIMIT),
-        ({"grants": {n.to_bytes(32, "big"): b"" for n in range(MAX_MEMBERS + 1)}}, DropReason.OVER_LIMIT),
-        ({"sealed": bytes(300_000)}, DropReason.OVER_LIMIT),
+        ({"grants": {n.to_bytes(32, "big"): b"" for n in range(MAX_MEMBERS + 2)}}, DropReason.OVER_LIMIT),
+        ({"sealed": bytes(400_000)}, DropReason.OVER_LIMIT),
     ],
 )
 def test_a_charter_that_makes_no_sense_is_refused_even_from_the_owner(

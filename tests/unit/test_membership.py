@@ -49,23 +49,31 @@ def test_who_is_not_found_or_not_alone_is_told_so(network: Founded, node: Node) 
 
 def test_an_evicted_member_is_found_by_its_last_nick(network: Founded, node: Node) -> None:
     rid = node.evict("pbx1", PasswordRule.KEEP, now=2.0, wall_ns=WALL_NS)
-    node.membership.handle_finished(rid, None, now=2.0, wall=WALL)
+    finish(node, rid)
     identity = network.identities[1].public
     assert node.membership.find_banned("PBX1") == node.membership.find_banned(identity.hex()[:6]) == identity
     with pytest.raises(MembershipError, match="is not a member"):
         node.membership.find_member("pbx1")
 
 
-def test_a_change_counts_when_the_server_has_it_and_not_before_or_without(node: Node) -> None:
+@pytest.mark.parametrize("code", ["unavailable", "network_exists"])
+def test_a_change_of_who_may_join_counts_when_the_server_has_it_and_not_before_or_without(
+    node: Node, code: str
+) -> None:
     before = node.roster.charter
-    for code in ("unavailable", "stale_charter"):
-        rid = node.evict("pbx1", PasswordRule.KEEP, now=2.0, wall_ns=WALL_NS)
-        assert node.membership.handle_finished(rid, code, now=2.0, wall=WALL) is None
-        assert node.roster.charter == before
     rid = node.change_password(OTHER_KEYS, now=2.0, wall_ns=WALL_NS)
-    assert node.membership.handle_finished(rid, None, now=2.0, wall=WALL) is None
+    assert finish(node, rid, code, "no") == ActionFinished(rid, code, "no")
+    assert node.roster.charter == before
+    rid = node.change_password(OTHER_KEYS, now=2.0, wall_ns=WALL_NS)
+    assert finish(node, rid) == ActionFinished(rid, None, "")
     assert node.roster.charter.locator == OTHER_KEYS.locator
-    assert node.membership.handle_finished(rid, None, now=2.0, wall=WALL) is None  # known no more
+
+
+def test_an_eviction_that_the_server_refuses_does_not_count(node: Node) -> None:
+    before = node.roster.charter
+    rid = node.evict("pbx1", PasswordRule.KEEP, now=2.0, wall_ns=WALL_NS)
+    assert finish(node, rid, "rate_limited", "slow down") == ActionFinished(rid, "rate_limited", "slow down")
+    assert node.roster.charter == before
 
 
 def test_a_member_that_is_no_owner_can_change_nothing(network: Founded) -> None:
@@ -115,7 +123,7 @@ def test_who_is_out_publishes_nothing(network: Founded, node: Node) -> None:
     evicted.handle_start({}, now=0.0, wall_ns=WALL_NS)
     network.attach(evicted, now=1.0)
     rid = node.evict("pbx1", PasswordRule.KEEP, now=2.0, wall_ns=WALL_NS)
-    update = node.membership._updates[rid]
+    update = node.membership._changes[rid].update
     evicted.roster.handle_charter(update.charter, [], wall=WALL)
     evicted.take_control_messages()
     evicted.membership.publish_record_if_missing([], now=3.0, wall=WALL)
@@ -147,3 +155,8 @@ def test_our_own_address_and_key_are_ours(network: Founded) -> None:
     entry = MemberEntry(network.identities[2].public, network.addresses[0], made.envelope)
     assert roster.handle_entry(entry, wall=WALL) is not None
     assert roster.members[network.identities[2].public].nick == "pbx2"
+
+
+def finish(node: Node, rid: int, code: str | None = None, text: str = "") -> ActionFinished | None:
+    """The server's answer came."""
+    return node.membership.handle_finished(rid, code, text, now=2.0, wall=WALL)

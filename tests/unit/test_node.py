@@ -154,14 +154,15 @@ def test_a_record_that_comes_in_the_moment_of_the_start_is_the_one_that_counts(n
 def test_a_member_that_waits_for_approval_is_no_peer_until_it_has_it() -> None:
     network = found(3, access="approve")
     node = attached(network, 1)
-    assert not node.peers
+    founder = network.identities[0].public
+    assert set(node.peers) == {founder}
     with pytest.raises(MembershipError, match="not approved yet"):
         node.find_peer("pbx2")
     approval = owner.approve(network.roster(0), network.owner, network.identities[2].public, wall=WALL)
     entry = network.entries[2]
     approved = control.MemberEntry(entry.identity, entry.address, entry.envelope, approval)
     hear(node, MemberChanged(entry=approved), now=2.0)
-    assert set(node.peers) == {entry.identity}
+    assert set(node.peers) == {founder, entry.identity}
 
 
 def test_a_path_that_worked_is_tried_with_a_handshake_and_kept_open_until_one_is_verified(network: Founded) -> None:

@@ -17,7 +17,7 @@ from types import FunctionType, ModuleType
 import pytest
 
 from meshvpn import ipc
-from meshvpn.proto import keys, owner, primitives
+from meshvpn.proto import admission, keys, owner, primitives
 from meshvpn.proto.commands import AddPeer, InstallKeypair, apply
 from meshvpn.proto.control import MemberEntry
 from meshvpn.proto.control_session import ControlSession, attach_opening
@@ -161,7 +161,7 @@ def make_nodes(drawer: Drawer) -> list[Node]:
     state = owner.found_network(
         "net", network, IPv4Network("10.1.2.0/24"), founder, members[0].identity, entropy=drawer, wall=WALL
     )
-    states = [state, owner.accept_invitation(state.charter, network)]
+    states = [state, admission.by_password(state.charter, network)]
     uid = keys.network_uid(founder.public)
     rosters = [Roster(uid, who.identity, at) for who, at in zip(members, states, strict=True)]
     profiles = [Profile(f"10.1.2.{number}", f"pbx{number}", "test", WALL) for number in (1, 2)]
