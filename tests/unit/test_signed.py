@@ -17,7 +17,7 @@ DOMAINS = {name: value for name, value in vars(module).items() if name.startswit
 
 
 def test_there_are_domains_and_they_differ() -> None:
-    assert len(DOMAINS) == len(set(DOMAINS.values())) == 7
+    assert len(DOMAINS) == len(set(DOMAINS.values())) == 9
 
 
 @pytest.mark.parametrize(("one", "other"), list(permutations(DOMAINS.values(), 2)))
