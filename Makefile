@@ -2,7 +2,10 @@
 PYTHON ?= $(shell .ci/python)
 VENV := .venv
 STAMP := $(VENV)/.ready
+PYTEST := $(VENV)/bin/pytest --durations 10 --timeout 300 --maxfail 20
 SOURCES := pyproject.toml $(wildcard tun/*.pyx) $(wildcard tun/*.pxd)
+# Otherwise each of some hundred programs that the tests start would compile all of its modules.
+export PYTHONDONTWRITEBYTECODE :=
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /	/' | expand -t 14
@@ -27,7 +30,9 @@ check: setup  ## formatting, lints, types, layering, spelling
 	$(VENV)/bin/codespell
 
 test: check  ## everything that is checked and tested, the fast things first
-	$(VENV)/bin/pytest --durations=5 tests
+	$(PYTEST) -n 2 -m "not netns" tests
+	$(PYTEST) -vv -m "netns and not alone" tests
+	$(PYTEST) -vv -m alone tests
 
 check-native: setup  ## the engine's tests and a minute of fuzzing under AddressSanitizer and UndefinedBehaviorSanitizer
 	.ci/check-native

@@ -21,7 +21,7 @@ from .igd import Igd
 from .natlab import NatLab
 from .natmesh import Heard, NatMesh
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.alone]
 
 LINE_DELAY = 20.0
 """Milliseconds; four lines make a round trip."""
