@@ -281,12 +281,19 @@ class NetworkRunner:
             self._handle_engine_event(event, now, wall_ns)
         for item in self.engine.take_datagrams(DRAIN_LIMIT):
             path = _path(item.socket, item.host, item.port, item.is_relayed, item.relay_source, item.relay_destination)
-            self.node.handle_datagram(item.data, path, now=now, wall_ns=wall_ns)
+            self._handle_datagram(self.engine, item.data, path, now, wall_ns)
         self._pump()
 
     def _handle_extra(self, number: int, data: bytes, host: str, port: int) -> None:
-        self.node.handle_datagram(data, Path(number, Address(host, port)), now=_now(), wall_ns=_wall_ns())
+        if self.engine is None:
+            return
+        self._handle_datagram(self.engine, data, Path(number, Address(host, port)), _now(), _wall_ns())
         self._pump()
+
+    def _handle_datagram(self, engine: Engine, data: bytes, path: Path, now: float, wall_ns: int) -> None:
+        if (number := self.node.prober(data)) is not None:
+            self.node.handle_traffic({number: _figures(engine, number)}, now=now, wall_ns=wall_ns)
+        self.node.handle_datagram(data, path, now=now, wall_ns=wall_ns)
 
     def _handle_engine_event(self, event: EngineEvent, now: float, wall_ns: int) -> None:
         if event.kind == EVENT_HANDSHAKE_WANTED:

@@ -77,10 +77,9 @@ def is_surely_better(this: Probe, other: Probe) -> bool:
     margin = SWITCH_MARGIN + max(0.0, _BONUS[kind(other)] - _BONUS[kind(this)])
     # A scrutiny's worth of clean pings is judged as a whole, however few of the other's prove that it is bad.
     is_clean = this.tally(CLEAN_WINDOW)[0] == 0
-    return any(
-        this.r_bounds(max(window, CLEAN_WINDOW) if is_clean else window)[0] > other.r_bounds(window)[1] + margin
-        for window in WINDOWS
-    )
+    at_worst = [this.r_bounds(max(window, CLEAN_WINDOW) if is_clean else window)[0] for window in WINDOWS]
+    at_best = [min(other.r_bounds(window)[1], other.best_r_by_data) for window in WINDOWS]
+    return any(worst > best + margin for worst, best in zip(at_worst, at_best, strict=True))
 
 
 def _is_preferable(rival: Probe, current: Probe) -> bool:

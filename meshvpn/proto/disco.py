@@ -4,14 +4,18 @@
 
     ping  1 ‖ transaction id(12) ‖ sequence(8) ‖ padding
     pong  2 ‖ transaction id(12) ‖ family(1) ‖ observed address(16) ‖ port(2) ‖ packets received(4) ‖ pings arrived(4)
+          ‖ packets lost(4)
 
 crypto_box is X25519, XSalsa20 and Poly1305 with a precomputed key; integers are big-endian. A pong is never longer than
-the ping it answers. Bytes after a known message are ignored, so that later versions may add to it.
+the ping it answers: short pings, which older versions send, get a pong without its last field. Bytes after a known
+message are ignored, so that later versions may add to it.
 
 The sequence grows with each ping between two keys; the receiver takes each once. Without it, who recorded a ping could
 play it back from anywhere, be answered there, and fill the table of paths. `packets received` counts the data that came
-from the other end, on whatever path: pings may pass where data does not. `pings arrived` counts those that came on this
-path, so that the sender can tell pings that were lost from pongs that were: each end chooses the way for what it sends.
+from the other end, on whatever path: pings may pass where data does not; `packets lost` those that did not come, as
+their counters tell: loss is sooner seen in fifty a second than in two pings. `pings arrived` counts those that came on
+this path, so that the sender can tell pings that were lost from pongs that were: each end chooses the way for what it
+sends.
 
 Both ends share one key, and the sender's key in front is not authenticated: who swaps it could send a datagram back to
 its maker, who would take it for the peer's, and his own pong for a round trip. So the nonce's last bit is the
@@ -42,9 +46,12 @@ TRANSACTION_ID_BYTES = 12
 _TYPE_PING = 1
 _TYPE_PONG = 2
 _PONG = struct.Struct(">B12sB16sHII")
+_LOST = struct.Struct(">I")
 _PING = struct.Struct(">B12sQ")
-PING_BYTES = _PONG.size
-"""A ping is padded to the pong's size: 40 bytes, 118 on the wire."""
+PING_BYTES = _PONG.size + _LOST.size
+"""A ping is padded to the pong's size: 44 bytes, 122 on the wire."""
+SHORT_PING_BYTES = _PONG.size
+"""Pings of versions whose pongs did not tell what was lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +65,14 @@ class Ping:
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    """I am; your ping came from `observed`. I got `received` data packets of yours so far, and on this path `arrived`
-    pings (both modulo 2³²)."""
+    """I am; your ping came from `observed`. I got `received` data packets of yours so far, and missed `lost`; on this
+    path `arrived` pings (all modulo 2³²). `lost` is None where nothing is said of it."""
 
     transaction_id: bytes
     observed: Address
     received: int
     arrived: int
+    lost: int | None = None
 
 
 def is_disco(data: bytes) -> bool:
@@ -130,7 +138,7 @@ def _encode(message: Ping | Pong) -> bytes:
     if isinstance(message, Ping):
         return _PING.pack(_TYPE_PING, message.transaction_id, message.sequence).ljust(message.size, b"\0")
     packed = ip_address(message.observed.host).packed
-    return _PONG.pack(
+    pong = _PONG.pack(
         _TYPE_PONG,
         message.transaction_id,
         len(packed),
@@ -139,12 +147,13 @@ def _encode(message: Ping | Pong) -> bytes:
         message.received & 0xFFFFFFFF,
         message.arrived & 0xFFFFFFFF,
     )
+    return pong if message.lost is None else pong + _LOST.pack(message.lost & 0xFFFFFFFF)
 
 
 def _decode(plaintext: bytes) -> Ping | Pong:
     if not plaintext:
         raise MalformedMessage(DropReason.TOO_SHORT)
-    if plaintext[0] == _TYPE_PING and len(plaintext) >= PING_BYTES:
+    if plaintext[0] == _TYPE_PING and len(plaintext) >= SHORT_PING_BYTES:
         _, transaction_id, sequence = _PING.unpack_from(plaintext)
         return Ping(transaction_id, sequence, len(plaintext))
     if plaintext[0] == _TYPE_PONG and len(plaintext) >= _PONG.size:
@@ -152,5 +161,7 @@ def _decode(plaintext: bytes) -> Ping | Pong:
         if size not in (4, 16):
             raise MalformedMessage(DropReason.MALFORMED)
         host = ip_address(packed[:4]) if size == 4 else IPv6Address(packed)
-        return Pong(transaction_id, Address(str(host), port), received, arrived)
+        says_lost = len(plaintext) >= _PONG.size + _LOST.size
+        lost = _LOST.unpack_from(plaintext, _PONG.size)[0] if says_lost else None
+        return Pong(transaction_id, Address(str(host), port), received, arrived, lost)
     raise MalformedMessage(DropReason.UNKNOWN_TYPE)

@@ -7,7 +7,7 @@ answered, the path is deaf.
 from __future__ import annotations
 
 DEAF_AFTER = 2.0
-"""Seconds from the first unheard data to the ping whose pong tells: both ends read their figures once a second."""
+"""Seconds from the first unheard data to the ping whose pong tells: an end may read its figures but once a second."""
 MIN_UNHEARD = 8
 """Packets, so that ordinary loss of a few sparse ones proves nothing."""
 

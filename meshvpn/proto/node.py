@@ -242,9 +242,13 @@ class Node(Verbs):
         self._settle(now, wall_ns)
 
     def handle_traffic(self, figures: Mapping[int, tuple[Traffic, Stamps]], *, now: float, wall_ns: int) -> None:
-        """The engine's figures for the peers, read about once a second."""
+        """The engine's figures: of all peers about once a second, of `prober(data)` before that datagram."""
         self._peering.handle_traffic(figures, now=now, wall_ns=wall_ns)
         self._settle(now, wall_ns)
+
+    def prober(self, data: bytes) -> int | None:
+        """The number of the peer whose probe this seems to be: the answer tells what the engine counted until now."""
+        return self._peering.prober(data)
 
     # --- time and output --------------------------------------------------------------------------------------
 

@@ -29,10 +29,12 @@ ACTIVE_FOR = 5.0
 SUSPECT_INTERVAL = 0.25
 """Seconds between pings on a primary or relay whose last one is overdue."""
 SCRUTINY_INTERVAL = 0.08
+URGENT_INTERVAL = 0.05
+"""The same where data shows that the path is bad: how good the other one is must be known within two seconds."""
 SCRUTINY = 2.0
 """Seconds for which primary and relay are compared, ping by ping, after one of the primary's was lost."""
 SCRUTINY_LIMIT = 3
-"""Such spans in a row while pings are lost: a third that are is seen to be so."""
+"""Such spans while much is lost, until there was a pause: a third of it that is lost is seen to be so."""
 SCRUTINY_PAUSE = 10.0
 """Seconds from one such comparison to the next: a little loss must not cost more packets than it is worth."""
 HELPER_TRIES = 3
@@ -59,15 +61,17 @@ class Pace:
     trial_until: float = float("-inf")
     scrutiny_until: float = float("-inf")
     scrutinies: int = 0
+    is_urgent: bool = False
     sent: int = 0
     counted_at: float = float("-inf")
     rate: float = 0.0
-    """Packets a second that we sent between the last two countings."""
+    """Packets a second that we sent between the last two countings; payload is noted more often than that."""
 
     def note_payload(self, now: float, sent: int) -> None:
         """Payload passed; `sent` is our total of packets."""
-        self.rate = max(0, sent - self.sent) / max(now - self.counted_at, MIN_COUNTING)
-        self.sent, self.counted_at = sent, now
+        if now >= self.counted_at + MIN_COUNTING:
+            self.rate = max(0, sent - self.sent) / (now - self.counted_at)
+            self.sent, self.counted_at = sent, now
         self.active_until = now + ACTIVE_FOR
         self.trial_until = now + TRIAL
 
@@ -75,23 +79,24 @@ class Pace:
         """Do we send more than a relay carries?"""
         return now < self.active_until and self.rate > RELAYABLE_RATE
 
-    def note_loss(self, now: float, *, is_bad: bool) -> None:
-        """A ping on the primary was lost, one of many if it `is_bad`."""
+    def note_loss(self, now: float, *, is_bad: bool, is_urgent: bool = False) -> None:
+        """A ping was lost on the primary, one of many if it `is_bad`; or so much data that it `is_urgent`."""
         if now >= self.active_until:
             return
+        is_on = now < self.scrutiny_until
+        is_near_end = now >= self.scrutiny_until - SCRUTINY / 2
         if now >= self.scrutiny_until + SCRUTINY_PAUSE:
             self.scrutiny_until, self.scrutinies = now + SCRUTINY, 1
-        elif is_bad and self.scrutiny_until - SCRUTINY / 2 <= now < self.scrutiny_until:
-            if self.scrutinies >= SCRUTINY_LIMIT:
-                return
+        elif is_near_end and (is_urgent or (is_bad and is_on)) and self.scrutinies < SCRUTINY_LIMIT:
             self.scrutiny_until, self.scrutinies = now + SCRUTINY, self.scrutinies + 1
+        self.is_urgent = is_urgent or (self.is_urgent and is_on)
 
     def ping_at(self, probe: Probe, role: Role, *, is_standby: bool = False) -> float | None:
         """When the path is due a ping, None if not at all. `is_standby`: the primary would be left for it."""
         is_primary = role is Role.PRIMARY
         if probe.is_proven and (is_primary or is_standby):
             if self.scrutiny_until > probe.sent_at:
-                return probe.sent_at + SCRUTINY_INTERVAL
+                return probe.sent_at + (URGENT_INTERVAL if self.is_urgent else SCRUTINY_INTERVAL)
             if probe.unanswered_since is not None:
                 return max(probe.sent_at + SUSPECT_INTERVAL, probe.overdue_at)
         is_active = self.active_until > probe.sent_at

@@ -21,16 +21,18 @@ from collections.abc import Callable, Collection, Sequence
 from .candidate import Candidate, Offer
 from .choice import MIN_SAMPLES, choose, evidence, is_surely_better
 from .copies import Copies
-from .disco import TRANSACTION_ID_BYTES, DiscoBox, Ping, Pong
+from .disco import PING_BYTES, TRANSACTION_ID_BYTES, DiscoBox, Ping, Pong
 from .drops import DropReason
 from .hearing import Hearing
 from .pace import ACTIVE_FOR, HELPER_TRIES, Pace, Role
 from .path_events import MappingDoubted, OfferWanted, PathEvent, PathQuality, PingAnswered, PrimaryChanged
 from .path_table import PathTable
-from .probe import WINDOWS, Probe
+from .probe import SUSPICION, WINDOWS, Probe, Sent
 from .punch import HOLD, OPENER_TTL, Punch, needs_opener
 from .replay import ReplayWindow
+from .reports import Counts
 from .score import mos
+from .traffic import Traffic
 from .transport import Path, Transmit
 from .why import trouble, why
 
@@ -65,9 +67,10 @@ class PathAgent:
         self._punch = Punch()
         self._pace = Pace()
         self._hearing = Hearing()
+        self._counts = Counts()
         self._window = ReplayWindow()
         self._sequence = -1
-        self._traffic = (0, 0)
+        self._traffic = Traffic()
         self._is_in_doubt = False
         self._searches_until = float("-inf")
         self._wake_at: float | None = None
@@ -152,6 +155,7 @@ class PathAgent:
         self._punch = Punch()
         self._window = ReplayWindow()
         self._hearing = Hearing()
+        self._note_alone(now)
         self._settle(now)
 
     def handle_offer(self, offer: Offer, candidates: Sequence[Candidate], *, now: float) -> None:
@@ -236,7 +240,8 @@ class PathAgent:
             return DropReason.OVER_LIMIT
         probe.asked_at = now
         probe.arrived += 1
-        self._send(path, Pong(message.transaction_id, path.remote, self._traffic[0], probe.arrived))
+        got, lost = self._traffic.rx_packets, self._traffic.lost_packets if message.size >= PING_BYTES else None
+        self._send(path, Pong(message.transaction_id, path.remote, got, probe.arrived, lost))
         is_trusted = probe.is_alive(now, is_primary=path == self.primary) and now < probe.overdue_at
         if not is_trusted and now - probe.triggered_at >= TRIGGER_INTERVAL:
             probe.triggered_at = now
@@ -251,14 +256,14 @@ class PathAgent:
             self._ping(probe, now)
         self._settle(now)
 
-    def handle_traffic(self, rx_packets: int, tx_packets: int, *, now: float) -> None:
-        """The peer's packet totals, read about once a second."""
-        if (rx_packets, tx_packets) == self._traffic:
+    def handle_traffic(self, traffic: Traffic, *, now: float) -> None:
+        """The peer's totals: at least once a second, and before a ping of its is answered."""
+        before, self._traffic = self._traffic, traffic
+        if (traffic.rx_packets, traffic.tx_packets) == (before.rx_packets, before.tx_packets):
             return
-        self._traffic = (rx_packets, tx_packets)
-        self._hearing.note_sent(tx_packets, now)
+        self._hearing.note_sent(traffic.tx_packets, now)
         was_active = now < self._pace.active_until
-        self._pace.note_payload(now, tx_packets)
+        self._pace.note_payload(now, traffic.tx_packets)
         if not was_active and now >= self._punch.started_at + LAZY_AFTER and not self.table.has_direct(now):
             self._ask_for_round(now)
         self._settle(now)
@@ -336,6 +341,8 @@ class PathAgent:
             self._hearing.note_heard(message.received)
             if self._hearing.is_deaf(sent.at):
                 self._leave_deaf(probe, now)
+            if message.lost is not None:
+                self._note_counts(probe, sent, message.received, message.lost, now)
         self._settle(now)
         return None
 
@@ -343,6 +350,19 @@ class PathAgent:
         self._hearing.start_anew()
         if any(other is not probe and other.is_alive(now) for other in self.table.probes.values()):
             probe.hold_back(now, "passed pings but no data", first=DEAF_HOLD[0], limit=DEAF_HOLD[1])
+
+    def _note_counts(self, probe: Probe, sent: Sent, received: int, lost: int, now: float) -> None:
+        report = self._counts.note(sent.number, sent.at, received, lost, now)
+        if report is not None:
+            probe.losses.note(report)
+            if probe.losses.is_notable:
+                self._pace.note_loss(now, is_bad=True, is_urgent=True)
+
+    def _note_alone(self, now: float) -> None:
+        """What carries our data changed. Of one path it tells again when what went on others has arrived."""
+        is_alone = self.secondary is None or self._copies is Copies.SIGNALLING
+        slowest = max((probe.rtt or 0.0 for probe in self.table.probes.values()), default=0.0)
+        self._counts.start_anew(now + slowest + SUSPICION if is_alone else float("inf"))
 
     def _note_change(self, now: float, *, is_doubtful: bool) -> None:
         """Something changed at either end: what made a path bad may be gone, and what made it good."""
@@ -394,6 +414,7 @@ class PathAgent:
             self._hearing.start_anew()
         if (primary, secondary, copies) != (self.primary, self.secondary, self._copies):
             self.table.in_use, self.secondary, self._copies = primary, secondary, copies
+            self._note_alone(now)
             self._events.append(PrimaryChanged(primary, secondary, copies))
         if is_promoted and best is not None and now - best.sent_at >= TRIGGER_INTERVAL:
             self._ping(best, now)  # it may be long since it answered

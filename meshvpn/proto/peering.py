@@ -280,6 +280,11 @@ class Peering:
             self._guessing.handle_heard(peer.number, path, now=now)
         return reason
 
+    def prober(self, data: bytes) -> int | None:
+        """The number of the peer whose probe this seems to be."""
+        peer = self._by_disco.get(disco.sender_key(data)) if disco.is_disco(data) else None
+        return None if peer is None else peer.number
+
     def handle_handshake_wanted(self, number: int, *, now: float, wall_ns: int) -> None:
         """There are packets for the peer and no usable keypair."""
         if number in self._by_number:
@@ -301,7 +306,7 @@ class Peering:
             self._touch(peer).handle_path_seen(path, now=now)
 
     def handle_traffic(self, figures: Mapping[int, tuple[Traffic, Stamps]], *, now: float, wall_ns: int) -> None:
-        """The figures of the peers, about once a second."""
+        """The figures of peers: of all about once a second, of one before its probe is handled."""
         for number, (traffic, stamps) in figures.items():
             if (peer := self._by_number.get(number)) is None:
                 continue
@@ -309,7 +314,7 @@ class Peering:
             peer.recent.note(traffic, now=now)
             if traffic != peer.traffic:
                 peer.traffic = traffic
-                self._touch(peer).handle_traffic(traffic.rx_packets, traffic.tx_packets, now=now)
+                self._touch(peer).handle_traffic(traffic, now=now)
 
     def ping(self, peer: MeshPeer, token: int, path: Path | None, *, now: float) -> None:
         """A probe that the user wants, on a path, None: the one in use."""

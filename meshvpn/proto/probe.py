@@ -14,6 +14,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from itertools import islice
 
+from .reports import Losses
 from .score import loss_bounds, r_factor
 from .transport import Path
 
@@ -117,12 +118,15 @@ class Probe:
     """Pings of ours that were sent on it."""
     mark: tuple[int, int] | None = None
     """The newest ping that was answered, and how many had arrived by then."""
+    losses: Losses = field(default_factory=Losses)
+    """Of our data, while it went here alone."""
 
     @property
     def loss(self) -> float:
-        """The share of our packets lost on the way to the peer."""
+        """The share of our packets lost on the way to the peer, pings and data."""
         lost, total = self.tally(HISTORY)
-        return lost / total if total else 0.0
+        total += self.losses.total
+        return max(0, lost + self.losses.lost) / total if total else 0.0
 
     @property
     def r(self) -> float | None:
@@ -148,6 +152,11 @@ class Probe:
             r_factor(self.rtt, self.jitter, high),
             r_factor(self.rtt, self.jitter, low),
         )
+
+    @property
+    def best_r_by_data(self) -> float:
+        """R if no more is lost than the data that was sent here surely shows, 0 before the first pong."""
+        return 0.0 if self.rtt is None else r_factor(self.rtt, self.jitter, self.losses.at_least)
 
     # Deadlines. Verdicts compare with the very sums that deadlines are: rounding must not leave one in the past.
 
@@ -230,11 +239,13 @@ class Probe:
                 del self.pending[transaction_id]
         while self.outcomes and now - self.outcomes[0].at > QUALITY_SPAN:
             self.outcomes.popleft()
+        self.losses.forget(now - QUALITY_SPAN)
         return lost
 
     def doubt(self, now: float) -> None:
         """Something changed that the path may not have survived: if it does not answer, it is dead in DEATH_AFTER."""
         self._forget_losses()
+        self.losses.clear()
         since = now - DOUBT_AFTER - self.slack
         self.unanswered_since = since if self.unanswered_since is None else min(since, self.unanswered_since)
 
@@ -247,6 +258,7 @@ class Probe:
         self.jitter, self.samples, self.tries = 0.0, 0, 0
         self.pending.clear()
         self.outcomes.clear()
+        self.losses.clear()
         self.mark = None
 
     def hold_back(self, now: float, because: str, *, first: float, limit: float) -> None:
@@ -256,6 +268,7 @@ class Probe:
         self.hold = first if was_good else min(max(HOLD_GROWTH * self.hold, first), limit)
         self.held_until = now + self.hold
         self.outcomes.clear()
+        self.losses.clear()
 
     def keep_outcomes(self, newest: int) -> None:
         """What came before is what the path was left for, and no measure of it any more."""

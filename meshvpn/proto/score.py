@@ -22,6 +22,8 @@ MEMBER_BONUS = 1.0
 """Points of a relay that is a member: the rendezvous serves every network, and its bandwidth is somebody's bill."""
 _CONFIDENCE = 1.28
 """Standard deviations: in one case of ten the true loss is above the upper bound, in one of ten below the lower."""
+SURE = 2.0
+"""The same where there are many packets, and a verdict several times a second: in one case of fifty."""
 
 
 def r_factor(rtt: float, jitter: float, loss: float) -> float:
@@ -38,13 +40,13 @@ def one_way_loss(round_trip: float) -> float:
     return 1 - math.sqrt(1 - min(max(round_trip, 0.0), 1.0))
 
 
-def loss_bounds(lost: int, total: int) -> tuple[float, float]:
+def loss_bounds(lost: int, total: int, confidence: float = _CONFIDENCE) -> tuple[float, float]:
     """Between which shares the true loss lies, probably (Wilson's interval). Few pings say little: (0, 1) for none."""
     if total == 0:
         return 0.0, 1.0
-    share, square = lost / total, _CONFIDENCE**2
+    share, square = lost / total, confidence**2
     middle = share + square / (2 * total)
-    width = _CONFIDENCE * math.sqrt(share * (1 - share) / total + square / (4 * total**2))
+    width = confidence * math.sqrt(share * (1 - share) / total + square / (4 * total**2))
     scale = 1 + square / total
     # Around the share itself whatever was rounded: at a loss near 1, R makes much of little.
     return max(0.0, min(share, (middle - width) / scale)), min(1.0, max(share, (middle + width) / scale))

@@ -270,7 +270,7 @@ def run_disco_message(data: bytes) -> str:
 
 
 def disco_message_seeds() -> list[bytes]:
-    return [disco._encode(Ping(bytes(12), 1)), disco._encode(Pong(bytes(12), Address("2001:db8::1", 5), 1, 1))]
+    return [disco._encode(Ping(bytes(12), 1)), disco._encode(Pong(bytes(12), Address("2001:db8::1", 5), 1, 1, 1))]
 
 
 # The router's answers.
@@ -500,7 +500,7 @@ def node_datagram_seeds() -> list[bytes]:
     other = nodes_with_a_session(Drawer(1))[0][1]
     other.handle_rekey_wanted(1, now=121.0, wall_ns=WALL_NS + 2 * 10**9)
     agent = next(iter(other.peers.values())).agent
-    probes = (Ping(bytes(12), 1), Pong(bytes(12), PATH.remote, 1, 1))
+    probes = (Ping(bytes(12), 1), Pong(bytes(12), PATH.remote, 1, 1, 1))
     sealed = [agent.disco.seal(message, Drawer(2)) for message in probes]
     return [item.data for item in other.take_transmits()] + sealed + stun_seeds()
 

@@ -378,6 +378,8 @@ class Member:
             self._note_arrival(packet)
         datagrams, events = self.plane.take_datagrams(), self.plane.take_events()
         for path, data in datagrams:
+            if (number := node.prober(data)) is not None:
+                node.handle_traffic({number: _figures(self.plane, number)}, now=now, wall_ns=wall_ns)
             node.handle_datagram(data, path, now=now, wall_ns=wall_ns)
         for event in events:
             match event:

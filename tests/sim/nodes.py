@@ -28,6 +28,7 @@ from meshvpn.proto.nat import Attempt
 from meshvpn.proto.path import PathAgent
 from meshvpn.proto.path_events import MappingDoubted, OfferWanted, PrimaryChanged
 from meshvpn.proto.permit import Permit
+from meshvpn.proto.traffic import Traffic
 from meshvpn.proto.transport import (
     FIRST_EXTRA_SOCKET,
     RELAY_HEADER,
@@ -168,9 +169,16 @@ class Peer:
     sent: int = 0
     tx_packets: int = 0
     rx_packets: int = 0
+    expected: int = 0
+    lost: int = 0
     received: dict[int, float] = field(default_factory=dict)
     duplicates: int = 0
     path_seen_at: float = float("-inf")
+
+    @property
+    def traffic(self) -> Traffic:
+        """What the engine would count."""
+        return Traffic(self.rx_packets, self.tx_packets, lost_packets=self.lost)
 
     def moves(self, since: float) -> list[Path | None]:
         """The primaries that it was moved to from then on."""
@@ -319,7 +327,7 @@ class MeshNode:
                 peer.send_at = None if peer.interval is None else now + peer.interval
             if peer.statistics_at is not None and peer.statistics_at <= now:
                 peer.statistics_at = None
-                peer.agent.handle_traffic(peer.rx_packets, peer.tx_packets, now=now)
+                peer.agent.handle_traffic(peer.traffic, now=now)
         self._settle(now)
 
     def next_timeout(self) -> float | None:
@@ -347,6 +355,7 @@ class MeshNode:
             return error.reason
         if not self.guessing.owns(peer.number, path.socket):
             return DropReason.UNEXPECTED
+        peer.agent.handle_traffic(peer.traffic, now=now)
         reason = peer.agent.handle_disco(message, path, now=now)
         if reason is None:
             self.guessing.handle_heard(peer.number, path, now=now)
@@ -364,6 +373,9 @@ class MeshNode:
             return DropReason.REPLAYED
         peer.received[number] = now
         peer.rx_packets += 1
+        peer.lost += number - peer.expected if number >= peer.expected and peer.expected else 0
+        peer.lost -= number < peer.expected
+        peer.expected = max(peer.expected, number + 1)
         self._note_traffic(peer, now)
         is_elsewhere = path not in (peer.agent.primary, peer.agent.secondary)
         if is_elsewhere and now - peer.path_seen_at >= PATH_SEEN_INTERVAL:

@@ -12,6 +12,7 @@ from meshvpn.proto.disco import DiscoBox, Ping, Pong
 from meshvpn.proto.drops import DropReason
 from meshvpn.proto.path import PathAgent
 from meshvpn.proto.path_events import PathEvent, PathQuality
+from meshvpn.proto.traffic import Traffic
 from meshvpn.proto.transport import Address, Path, RelayHop
 
 LOCAL_SECRET, REMOTE_SECRET = bytes(range(32)), bytes(range(32, 64))
@@ -35,7 +36,7 @@ class Bench:
     events: list[PathEvent] = field(default_factory=list)
     answers: list[tuple[float, int, Path, Pong]] = field(default_factory=list)
     sequence: int = 0
-    traffic: tuple[int, int] = (0, 0)
+    traffic: Traffic = field(default_factory=Traffic)
 
     def __post_init__(self) -> None:
         self.remote = DiscoBox(REMOTE_SECRET, disco.public_key(LOCAL_SECRET))
@@ -81,9 +82,9 @@ class Bench:
 
     def carry(self, packets: int, *, is_heard: bool) -> None:
         """Payload, as the figures of the data plane tell of it."""
-        self.traffic = (self.traffic[0] + packets, self.traffic[1] + packets)
+        self.traffic = Traffic(self.traffic.rx_packets + packets, self.traffic.tx_packets + packets)
         self.heard += packets if is_heard else 0
-        self.agent.handle_traffic(*self.traffic, now=self.now)
+        self.agent.handle_traffic(self.traffic, now=self.now)
         self.drain()
 
     def drain(self) -> None:

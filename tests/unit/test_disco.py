@@ -47,12 +47,20 @@ def test_the_layout_is_magic_key_nonce_box() -> None:
 
 
 def test_a_pong_has_the_documented_bytes() -> None:
-    data = alice().seal(Pong(TRANSACTION, Address("192.0.2.7", 0x1234), 5, 6), entropy())
+    data = alice().seal(Pong(TRANSACTION, Address("192.0.2.7", 0x1234), 5, 6, 7), entropy())
     plaintext = bindings.crypto_box_open(data[62:], data[38:62], ALICE_PUBLIC, BOB_SECRET)
-    assert (
-        plaintext
-        == b"\x02" + TRANSACTION + b"\x04" + bytes([192, 0, 2, 7]) + bytes(12) + b"\x12\x34\0\0\0\x05\0\0\0\x06"
-    )
+    head = b"\x02" + TRANSACTION + b"\x04" + bytes([192, 0, 2, 7]) + bytes(12) + b"\x12\x34"
+    assert plaintext == head + b"\0\0\0\x05\0\0\0\x06\0\0\0\x07"
+
+
+def test_versions_that_know_nothing_of_lost_packets_are_understood() -> None:
+    ping = b"\x01" + TRANSACTION + bytes(7) + b"\x09" + bytes(disco.SHORT_PING_BYTES - 21)
+    opened = bob().open(sealed_by_alice(ping))
+    assert opened == Ping(TRANSACTION, 9, disco.SHORT_PING_BYTES)
+    short = Pong(TRANSACTION, Address("192.0.2.7", 1), 5, 6)
+    data = alice().seal(short, entropy())
+    assert len(data) == disco.OVERHEAD + disco.SHORT_PING_BYTES
+    assert bob().open(data) == short
 
 
 @given(
@@ -75,19 +83,25 @@ def test_a_ping_is_read_back(transaction_id: bytes, sequence: int, size: int, se
     st.integers(0, 65535),
     st.integers(0, 2**32 - 1),
     st.integers(0, 2**32 - 1),
+    st.none() | st.integers(0, 2**32 - 1),
 )
 @settings(max_examples=50, deadline=None)
 def test_a_pong_is_read_back(
-    transaction_id: bytes, host: IPv4Address | IPv6Address, port: int, received: int, arrived: int
+    transaction_id: bytes,
+    host: IPv4Address | IPv6Address,
+    port: int,
+    received: int,
+    arrived: int,
+    lost: int | None,
 ) -> None:
-    pong = Pong(transaction_id, Address(str(host), port), received, arrived)
+    pong = Pong(transaction_id, Address(str(host), port), received, arrived, lost)
     assert bob().open(alice().seal(pong, entropy())) == pong
 
 
 def test_a_pong_is_never_longer_than_the_shortest_ping() -> None:
     ping = alice().seal(Ping(TRANSACTION, 7), entropy())
     for host in ("192.0.2.1", "2001:db8::1"):
-        assert len(bob().seal(Pong(TRANSACTION, Address(host, 65535), 2**40, 2**40), entropy())) <= len(ping)
+        assert len(bob().seal(Pong(TRANSACTION, Address(host, 65535), 2**40, 2**40, 2**40), entropy())) <= len(ping)
 
 
 def test_a_ping_too_short_to_be_answered_is_refused() -> None:
@@ -163,7 +177,7 @@ def test_arbitrary_bytes_are_refused(data: bytes, is_plausible: bool) -> None:
 
 def test_bytes_after_a_known_message_are_ignored() -> None:
     pong = b"\x02" + TRANSACTION + b"\x04" + bytes(16) + b"\0\x01\0\0\0\x05\0\0\0\x06"
-    assert bob().open(sealed_by_alice(pong + b"more")) == Pong(TRANSACTION, Address("0.0.0.0", 1), 5, 6)
+    assert bob().open(sealed_by_alice(pong + b"\0\0\0\x07more")) == Pong(TRANSACTION, Address("0.0.0.0", 1), 5, 6, 7)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from meshvpn.proto.nat import Attempt, Method, NatMapping, PortRule
 from meshvpn.proto.path import PathAgent
 from meshvpn.proto.permit import Permit
 from meshvpn.proto.spray import SPRAY_PORTS, near
+from meshvpn.proto.traffic import Traffic
 from meshvpn.proto.transport import Address, Path
 
 from .agents import offer_of
@@ -39,7 +40,7 @@ class Side:
         self.sent: list[Path] = []
 
     def pay(self, packets: int = 1) -> None:
-        self.agent.handle_traffic(packets, packets, now=self.now)
+        self.agent.handle_traffic(Traffic(packets, packets), now=self.now)
 
     def offer(self, attempt: Attempt) -> None:
         self.guessing.handle_offer(1, THEIRS, attempt, now=self.now)
