@@ -202,7 +202,7 @@ class NetworkView(msgspec.Struct, frozen=True, kw_only=True):
 
     network: str
     uid: str
-    state: str  # online | connecting | offline (down) | evicted | deleted
+    state: str  # online | connecting | offline (down) | cloned (another host has its identity) | evicted | deleted
     address: str
     address6: str
     interface: str

@@ -36,6 +36,7 @@ class Seat(Generic[C]):
     identity: bytes
     connection: C
     relay_id: int
+    instance: bytes = b""
 
 
 class PresenceTable(Generic[C]):
@@ -56,12 +57,19 @@ class PresenceTable(Generic[C]):
         """Who is connected in a network."""
         return [PresenceEntry(seat.identity, seat.relay_id) for seat in self._members(uid)]
 
-    def attach(self, connection: C, uid: bytes, identity: bytes, relay_id: int) -> list[Delivery[C]]:
+    def rival(self, uid: bytes, identity: bytes, instance: bytes) -> C | None:
+        """The member's connection, if another instance of it made that."""
+        seat = self._networks.get(uid, {}).get(identity)
+        return None if seat is None or seat.instance == instance else seat.connection
+
+    def attach(
+        self, connection: C, uid: bytes, identity: bytes, relay_id: int, instance: bytes = b""
+    ) -> list[Delivery[C]]:
         """A member came; it takes the place of its older connection."""
         older = self._networks.get(uid, {}).get(identity)
         deliveries = [] if older is None else [Delivery([self._remove(older)], REPLACED, is_last=True)]
         deliveries += self._announce(uid, PresenceEntry(identity, relay_id))
-        seat = Seat(uid, identity, connection, relay_id)
+        seat = Seat(uid, identity, connection, relay_id, instance)
         self._networks.setdefault(uid, {})[identity] = self._seats[connection] = seat
         return deliveries
 

@@ -30,6 +30,7 @@ from .udp import DatagramShell
 HEARTBEAT = 20.0
 SWEEP_INTERVAL = 10.0
 CLOSE_TIMEOUT = 2.0
+RIVAL_INTERVAL = 0.1
 RESTARTING = control.encode(Goodbye(code="restarting", message="the server restarts"))
 
 
@@ -59,6 +60,7 @@ class Server:
         self._stream_places = Places(limits.streams, limits.streams_per_source)
         self._runner: web.AppRunner | None = None
         self._sweeper: asyncio.Task[None] | None = None
+        self._judge: asyncio.Task[None] | None = None
         self._watch()
 
     async def start(self, tcp: Sequence[socket.socket], context: ssl.SSLContext | None) -> None:
@@ -90,10 +92,11 @@ class Server:
 
     async def stop(self) -> None:
         """Tell the members to come back soon, then close."""
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._sweeper
+        for task in (self._sweeper, self._judge):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
         if self._runner is not None:
             await self._runner.cleanup()
         self._datagrams.stop()
@@ -159,6 +162,15 @@ class Server:
     async def _handle_message(self, connection: Connection, data: bytes) -> None:
         await self._service.handle_message(connection, data)
         self._datagrams.follow()
+        if self._service.next_timeout() is not None and (self._judge is None or self._judge.done()):
+            self._judge = asyncio.create_task(self._let_in_rivals())
+
+    async def _let_in_rivals(self) -> None:
+        while (at := self._service.next_timeout()) is not None:
+            # Looked at a few times a second: whoever is waited for may go in the meantime.
+            await asyncio.sleep(min(max(at - time.monotonic(), 0.0), RIVAL_INTERVAL))
+            await self._service.handle_timeout()
+            self._datagrams.follow()
 
     def _welcome(self, connection: Connection, host: str) -> Welcome:
         return Welcome(

@@ -12,10 +12,12 @@ from collections.abc import Awaitable, Callable
 from meshvpn.proto import control
 from meshvpn.proto.buckets import Bucket, Buckets
 from meshvpn.proto.control import (
+    Ask,
     Attach,
     Attached,
     CharterChanged,
     Create,
+    Here,
     Join,
     PutCharter,
     RefusalCode,
@@ -42,6 +44,7 @@ from .locks import Locks
 from .metrics import Metrics
 from .presence import Delivery, PresenceTable, Seat
 from .relay import Relay
+from .rivals import Rivals
 from .store import ConflictError, LocatorTakenError, Store, StoreError
 
 log = logging.getLogger(__name__)
@@ -67,6 +70,7 @@ class Service:
         wall: Callable[[], float],
     ) -> None:
         self.presence: PresenceTable[Connection] = PresenceTable()
+        self._rivals: Rivals[Connection] = Rivals()
         self._store = store
         self._relay = relay
         self._metrics = metrics
@@ -94,7 +98,7 @@ class Service:
             connection.close()
             return
         if not connection.messages.take(now=now):
-            rid = 0 if isinstance(request, Signal) else request.rid
+            rid = 0 if isinstance(request, Signal | Here) else request.rid
             self._refuse(connection, rid, RefusalCode.RATE_LIMITED, "too many messages; slow down")
             return
         await self._handle_request(connection, request)
@@ -111,13 +115,27 @@ class Service:
         if connection.relay_id is not None:
             self._relay.release(connection.relay_id, now=self._clock())
         self._deliver(self.presence.detach(connection))
+        self._rivals.handle_closed(connection, now=self._clock())
+
+    def next_timeout(self) -> float | None:
+        """When `handle_timeout` is due."""
+        return self._rivals.next_timeout()
+
+    async def handle_timeout(self) -> None:
+        """Let in whose rivals did not answer."""
+        for newcomer in self._rivals.take_due(now=self._clock()):
+            if not newcomer.connection.is_closing:
+                decision = self._let_in(newcomer.connection, newcomer.request, newcomer.uid, silent=newcomer.asked)
+                await self._answer(newcomer.connection, newcomer.request, decision)
 
     async def _handle_request(self, connection: Connection, request: control.Request) -> None:
         seat = self.presence.seat(connection)
         match request:
             case Signal():
                 self._forward(connection, seat, request)
-            case Create() | Join() | Attach() if seat is None:
+            case Here(token=token):
+                self._refuse_clone(connection, token)
+            case Create() | Join() | Attach() if seat is None and connection not in self._rivals:
                 await self._answer(connection, request, self._open(connection, request))
             case Create() | Join() | Attach():
                 self._refuse(connection, request.rid, RefusalCode.BAD_REQUEST, "the connection is attached already")
@@ -150,12 +168,36 @@ class Service:
             text = "the proof of identity does not hold"
             self._refuse(connection, request.rid, RefusalCode.BAD_SIGNATURE, text)
         elif (uid := await self._locate(request)) is not None:
-            await self._decide(connection, request, uid, request.identity)
+            await self._let_in(connection, request, uid)
         else:
             # Charged even beyond what is left: many guesses at once pass the check above together.
             self._guesses.charge(connection.source, now=self._clock())
             outcome = apply(None, request, request.identity, wall=int(self._wall()))
             self._finish(connection, request, b"", request.identity, outcome)
+
+    async def _let_in(
+        self, connection: Connection, request: Opening, uid: bytes, *, silent: Connection | None = None
+    ) -> None:
+        """Unless another instance of the member is connected, and is not the one that did not answer."""
+        rival = self.presence.rival(uid, request.identity, request.instance)
+        if rival is None or rival is silent:
+            await self._decide(connection, request, uid, request.identity)
+            return
+        token = self._rivals.wait(connection, uid, request, rival, now=self._clock())
+        rival.send(control.encode(Ask(token=token)))
+
+    def _refuse_clone(self, connection: Connection, token: int) -> None:
+        if (newcomer := self._rivals.handle_here(connection, token)) is None:
+            return
+        text = "another host with this host's identity is connected"
+        self._refuse(newcomer.connection, newcomer.request.rid, RefusalCode.CLONED, text)
+        log.warning(
+            "two hosts with one identity network=%s member=%s connected=%s refused=%s",
+            newcomer.uid.hex()[:8],
+            newcomer.request.identity.hex()[:8],
+            connection.source,
+            newcomer.connection.source,
+        )
 
     async def _locate(self, request: Opening) -> bytes | None:
         match request:
@@ -203,7 +245,8 @@ class Service:
             connection.send(control.encode(CharterChanged(charter=outcome.evidence, members=[])))
         match outcome.reply:
             case Admission() as admission:
-                self._attach(connection, request.rid, uid, identity, admission)
+                instance = request.instance if isinstance(request, Create | Join | Attach) else b""
+                self._attach(connection, request.rid, uid, identity, admission, instance)
             case Refused(rid=rid, code=code, message=message):
                 self._refuse(connection, rid, RefusalCode(code), message)
             case done:
@@ -213,12 +256,14 @@ class Service:
                 self._relay.evict(uid, leaver)
             self._deliver(self.presence.publish(uid, outcome.notice, sender=connection))
 
-    def _attach(self, connection: Connection, rid: int, uid: bytes, identity: bytes, admission: Admission) -> None:
+    def _attach(
+        self, connection: Connection, rid: int, uid: bytes, identity: bytes, admission: Admission, instance: bytes
+    ) -> None:
         if connection.is_closing:
             return  # too late: it must not take the place of a connection that lives
         grant = self._relay.grant(uid, identity)
         connection.relay_id = grant.id
-        deliveries = self.presence.attach(connection, uid, identity, grant.id)
+        deliveries = self.presence.attach(connection, uid, identity, grant.id, instance)
         connection.send(
             control.encode(
                 Attached(

@@ -6,6 +6,7 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 
+from ..proto import clones, disco
 from ..proto.control import MAX_MESSAGE
 from ..proto.control_session import (
     ConnectWanted,
@@ -29,6 +30,18 @@ class AnswerLostError(ServerUnreachableError):
     """The request was sent and no answer came: it may have been carried out."""
 
 
+@dataclass(frozen=True, slots=True, repr=False)
+class Run:
+    """One run of the daemon in a network: its secret disco key."""
+
+    disco: bytes
+
+    @property
+    def instance(self) -> bytes:
+        """By what the server knows this run."""
+        return clones.instance_of(disco.public_key(self.disco))
+
+
 @dataclass(slots=True)
 class Enrolled:
     """An attached session on an open connection. `hand_over` gives it to who runs the network."""
@@ -37,6 +50,7 @@ class Enrolled:
     session: ControlSession
     attached: SessionAttached
     server: ServerIdentity
+    run: Run
     backlog: list[bytes] = field(default_factory=list)
     is_closed: bool = False
     """The connection ended in the meantime, for `reason`."""
@@ -52,12 +66,12 @@ class Enrolled:
             handler.handle_closed(self.reason)
 
 
-async def enrol(url: str, pin: str | None, opening: Opening) -> Enrolled:
-    """Connect and send the opening request, once.
+async def enrol(url: str, pin: str | None, opening: Opening, run: Run) -> Enrolled:
+    """Connect and send the opening request, which names the run, once.
 
     Raises RendezvousError (refused), AnswerLostError, ServerUnreachableError (nothing was asked), PinMismatchError.
     """
-    attempt = _Attempt(url, pin, opening)
+    attempt = _Attempt(url, pin, opening, run)
     try:
         async with asyncio.timeout(TIMEOUT):
             return await attempt.run()
@@ -74,7 +88,8 @@ async def enrol(url: str, pin: str | None, opening: Opening) -> Enrolled:
 
 
 class _Attempt:
-    def __init__(self, url: str, pin: str | None, opening: Opening) -> None:
+    def __init__(self, url: str, pin: str | None, opening: Opening, run: Run) -> None:
+        self._run = run
         self.link = ControlLink(url, pin, self)
         self.has_asked = False
         self._session = ControlSession(opening, entropy=entropy)
@@ -125,7 +140,7 @@ class _Attempt:
                 case SessionRefused(code=code, message=message) if not self._result.done():
                     self._result.set_exception(RendezvousError(code, message))
                 case SessionAttached() if self._server is not None and not self._result.done():
-                    self._enrolled = Enrolled(self.link, self._session, event, self._server)
+                    self._enrolled = Enrolled(self.link, self._session, event, self._server, self._run)
                     self._result.set_result(self._enrolled)
                 case _:
                     pass

@@ -14,13 +14,15 @@ import meshvpn
 
 from .. import ipc
 from ..config import NetworkConfig
+from ..proto import clones, path_view
 from ..proto import keys as key_rules
-from ..proto import path_view
 from ..proto.control import MAX_MEMBERS, RefusalCode
 from ..proto.control_session import ControlSession, SessionRefused, attach_opening, create_opening
 from ..proto.errors import MembershipError, RendezvousError
 from ..proto.events import (
     ActionFinished,
+    CloneSeen,
+    CloneSight,
     MembershipChanged,
     NodeEvent,
     PeerChanged,
@@ -39,7 +41,7 @@ from ..proto.transport import Address, Path
 from ..state import NetworkState, SavedPath, StateDir, StateError
 from . import views
 from .control_link import ControlLink, ServerUnreachableError
-from .enrolment import Enrolled
+from .enrolment import Enrolled, Run
 from .randomness import entropy
 from .runner import NetworkRunner, Placement
 from .sockets import open_sockets
@@ -74,6 +76,7 @@ class Network:
         """Why it could not be brought up."""
         self.is_forgotten = False
         """Removed from the disk: whoever still has it must not bring it back."""
+        self._copy_seen: tuple[str, float] | None = None
         self._turn = asyncio.Lock()
         self._unsaved: str | None = None
         self._directory = directory
@@ -99,7 +102,14 @@ class Network:
     def note(self) -> str | None:
         """One sentence if something needs the user's attention."""
         refused = None if self.refusal is None else f"the rendezvous refuses: {self.refusal.message}"
-        return self.trouble or self._unsaved or self.parting or refused
+        return self.trouble or self._unsaved or self.parting or self.copy_note or refused
+
+    @property
+    def copy_note(self) -> str | None:
+        """What was seen of another host that runs with our identity, and what to do, if that is not long ago."""
+        if self._copy_seen is None or time.monotonic() >= self._copy_seen[1]:
+            return None
+        return self._copy_seen[0]
 
     @property
     def parting(self) -> str | None:
@@ -125,11 +135,12 @@ class Network:
     async def _start(self, enrolled: Enrolled | None) -> None:
         state = self.state
         sockets = open_sockets(self.config.port or state.udp_port)
-        opening = attach_opening(self.identity, state.uid)
+        run = enrolled.run if enrolled is not None else Run(entropy(32))
+        opening = attach_opening(self.identity, state.uid, instance=run.instance)
         if state.is_pending:
-            opening = create_opening(self.identity, state.uid, self.roster.signed_charter)
+            opening = create_opening(self.identity, state.uid, self.roster.signed_charter, instance=run.instance)
         session = enrolled.session if enrolled is not None else ControlSession(opening, entropy=entropy)
-        member_keys = MemberKeys(self.identity, state.tunnel_key, entropy(32), self.owner)
+        member_keys = MemberKeys(self.identity, state.tunnel_key, run.disco, self.owner)
         profile = Profile(state.address, state.nick, f"meshvpn {meshvpn.__version__}", state.joined_at)
         node = Node(
             keys=member_keys,
@@ -302,15 +313,35 @@ class Network:
                 self._tell_peer(event)
             case ServerChanged(state=state, detail=detail):
                 self.server_state = (state, detail)
+                if state == "connected":
+                    self._copy_seen = None
                 if state == "connected" and self.state.is_pending:
                     self.state.is_pending = False
                     self.save()
                 self._tell(f"server_{state}", None, {} if detail is None else {"detail": detail})
+            case CloneSeen():
+                self._tell_copy(event)
             case MembershipChanged(what=what):
                 self.save()
                 self._tell(what, None, {})
             case _:
                 pass
+
+    def _tell_copy(self, event: CloneSeen) -> None:
+        nick = None if event.member is None else event.member.nick
+        cure = f"`meshvpn reidentify {self.state.name}`"
+        match event.sight:
+            case CloneSight.REFUSED:
+                said = f"another host runs with this host's identity, says {nick or 'the rendezvous'}"
+                said = f"{said}; if this one is a copy of its disk, {cure} here makes it a member of its own"
+            case CloneSight.RIVAL:
+                said = f"another host tries to run with this host's identity; on a copy of this disk, run {cure}"
+            case CloneSight.MEMBER:
+                said = f"two hosts run as {nick}; this one stays with the one that was there first"
+        if event.sight is not CloneSight.MEMBER:
+            self._copy_seen = said, time.monotonic() + 2 * clones.TOLD_FOR
+        log.warning("%s network=%s", said, self.state.name)
+        self._tell(f"clone_{event.sight}", nick, {"message": said})
 
     def _tell_peer(self, event: PeerChanged) -> None:
         if self.runner is not None:
@@ -356,6 +387,8 @@ class Network:
             return "evicted"
         if self.runner is None:
             return "offline"
+        if self.runner.node.is_copy:
+            return "cloned"
         return "online" if self.server_state[0] == "connected" else "connecting"
 
     def settings(self) -> ipc.ConfigView:

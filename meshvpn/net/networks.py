@@ -36,7 +36,7 @@ from ..proto.roster import RosterState
 from ..state import NetworkState, StateDir
 from . import interface
 from .control_link import ServerUnreachableError
-from .enrolment import AnswerLostError, Enrolled, enrol
+from .enrolment import AnswerLostError, Enrolled, Run, enrol
 from .network import Network
 from .randomness import entropy
 
@@ -130,9 +130,10 @@ class Networks:
             state.address = str(next(pool.hosts()))
             # On disk before the server hears of it: an owner key that is lost would leave a network without an owner.
             self._directory.save(state)
-            opening = create_opening(identity, state.uid, roster.charter)
+            run = Run(entropy(32))
+            opening = create_opening(identity, state.uid, roster.charter, instance=run.instance)
             try:
-                enrolled = await enrol(state.server_url, state.server_pin, opening)
+                enrolled = await enrol(state.server_url, state.server_pin, opening, run)
                 await _check_address(enrolled, decode_charter(roster.charter))
             except AnswerLostError as error:
                 await self._ask_again(state)
@@ -151,7 +152,9 @@ class Networks:
         async with self._enrolling:
             former = await self._check(request)
             identity = former.identity if former is not None else Identity(entropy(32))
-            enrolled = await enrol(request.server.url, request.server.pin, join_opening(identity, keys.locator))
+            run = Run(entropy(32))
+            opening = join_opening(identity, keys.locator, instance=run.instance)
+            enrolled = await enrol(request.server.url, request.server.pin, opening, run)
             try:
                 roster = _invitation(enrolled, keys)
                 charter = decode_charter(roster.charter)

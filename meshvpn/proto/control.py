@@ -6,6 +6,8 @@ one network, from `Create`, `Join` or `Attach` on; before that only those three 
 
 `proof` in those three is the identity's Ed25519 signature over DOMAIN_SESSION ‖ Welcome.nonce ‖ network uid (for Join,
 whose sender does not know the uid yet: the locator): it shows that the connection holds the identity's private key.
+`instance` (clones.py) tells a daemon that came back from one that runs with a copy of its state: while another instance
+is connected, who comes is let in only if that one does not answer an `Ask`.
 """
 
 from __future__ import annotations
@@ -62,6 +64,7 @@ class RefusalCode(StrEnum):
     TOO_LARGE = "too_large"
     RATE_LIMITED = "rate_limited"
     DELETED = "deleted"
+    CLONED = "cloned"  # another host with the same identity is connected
     UNAVAILABLE = "unavailable"  # storage failed; nothing was changed, try again
 
 
@@ -120,6 +123,7 @@ class Create(msgspec.Struct, frozen=True, tag_field="t", tag="create", kw_only=T
     charter: Signed
     identity: bytes
     proof: bytes
+    instance: bytes = b""
 
 
 class Join(msgspec.Struct, frozen=True, tag_field="t", tag="join", kw_only=True):
@@ -135,6 +139,7 @@ class Join(msgspec.Struct, frozen=True, tag_field="t", tag="join", kw_only=True)
     proof: bytes
     invitation: Signed | None = None
     approval: Signed | None = None
+    instance: bytes = b""
 
 
 class Attach(msgspec.Struct, frozen=True, tag_field="t", tag="attach", kw_only=True):
@@ -144,6 +149,7 @@ class Attach(msgspec.Struct, frozen=True, tag_field="t", tag="attach", kw_only=T
     uid: bytes
     identity: bytes
     proof: bytes
+    instance: bytes = b""
 
 
 class Attached(msgspec.Struct, frozen=True, tag_field="t", tag="attached", kw_only=True):
@@ -196,6 +202,12 @@ class Signal(msgspec.Struct, frozen=True, tag_field="t", tag="signal", kw_only=T
     payload: bytes
 
 
+class Here(msgspec.Struct, frozen=True, tag_field="t", tag="here", kw_only=True):
+    """The answer to an Ask; not answered itself."""
+
+    token: int
+
+
 class Done(msgspec.Struct, frozen=True, tag_field="t", tag="done", kw_only=True):
     """The request was carried out and stored."""
 
@@ -242,6 +254,12 @@ class Signalled(msgspec.Struct, frozen=True, tag_field="t", tag="signalled", kw_
     payload: bytes
 
 
+class Ask(msgspec.Struct, frozen=True, tag_field="t", tag="ask", kw_only=True):
+    """Another instance of you wants to connect. Are you there yet? Answer with Here at once."""
+
+    token: int
+
+
 class Goodbye(msgspec.Struct, frozen=True, tag_field="t", tag="goodbye", kw_only=True):
     """Last message before the server closes the connection."""
 
@@ -249,9 +267,19 @@ class Goodbye(msgspec.Struct, frozen=True, tag_field="t", tag="goodbye", kw_only
     message: str
 
 
-Request = Create | Join | Attach | PutRecord | PutCharter | PutApproval | PutLeave | Signal
+Request = Create | Join | Attach | PutRecord | PutCharter | PutApproval | PutLeave | Signal | Here
 Response = (
-    Welcome | Attached | Done | Refused | CharterChanged | MemberChanged | MemberLeft | Presence | Signalled | Goodbye
+    Welcome
+    | Attached
+    | Done
+    | Refused
+    | CharterChanged
+    | MemberChanged
+    | MemberLeft
+    | Presence
+    | Signalled
+    | Ask
+    | Goodbye
 )
 
 

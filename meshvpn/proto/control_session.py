@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from . import control
-from .control import Attach, Attached, Create, Done, Goodbye, Join, RefusalCode, Refused, Welcome
+from .control import Ask, Attach, Attached, Create, Done, Goodbye, Here, Join, RefusalCode, Refused, Welcome
 from .drops import DropReason
 from .errors import MalformedMessage, StateError
 from .invites import InviteKeys, make_invitation
@@ -98,21 +98,21 @@ Opening = Callable[[int, bytes], Create | Join | Attach]
 """Builds the first request from its rid and the server's nonce."""
 
 
-def create_opening(identity: Identity, uid: bytes, charter: Signed) -> Opening:
+def create_opening(identity: Identity, uid: bytes, charter: Signed, *, instance: bytes = b"") -> Opening:
     """Open the session by registering a network."""
     return lambda rid, nonce: Create(
-        rid=rid, charter=charter, identity=identity.public, proof=_proof(identity, nonce, uid)
+        rid=rid, charter=charter, identity=identity.public, proof=_proof(identity, nonce, uid), instance=instance
     )
 
 
-def join_opening(identity: Identity, locator: bytes) -> Opening:
+def join_opening(identity: Identity, locator: bytes, *, instance: bytes = b"") -> Opening:
     """Open the session by joining the network behind a locator."""
     return lambda rid, nonce: Join(
-        rid=rid, locator=locator, identity=identity.public, proof=_proof(identity, nonce, locator)
+        rid=rid, locator=locator, identity=identity.public, proof=_proof(identity, nonce, locator), instance=instance
     )
 
 
-def invited_opening(identity: Identity, keys: InviteKeys) -> Opening:
+def invited_opening(identity: Identity, keys: InviteKeys, *, instance: bytes = b"") -> Opening:
     """Open the session by joining with an invite."""
     invitation = make_invitation(keys, identity.public)
     return lambda rid, nonce: Join(
@@ -121,19 +121,27 @@ def invited_opening(identity: Identity, keys: InviteKeys) -> Opening:
         identity=identity.public,
         proof=_proof(identity, nonce, keys.locator),
         invitation=invitation,
+        instance=instance,
     )
 
 
-def approved_opening(identity: Identity, uid: bytes, approval: Signed) -> Opening:
+def approved_opening(identity: Identity, uid: bytes, approval: Signed, *, instance: bytes = b"") -> Opening:
     """Open the session by joining with an approval of the owner or an admin; no password is needed."""
     return lambda rid, nonce: Join(
-        rid=rid, locator=uid, identity=identity.public, proof=_proof(identity, nonce, uid), approval=approval
+        rid=rid,
+        locator=uid,
+        identity=identity.public,
+        proof=_proof(identity, nonce, uid),
+        approval=approval,
+        instance=instance,
     )
 
 
-def attach_opening(identity: Identity, uid: bytes) -> Opening:
+def attach_opening(identity: Identity, uid: bytes, *, instance: bytes = b"") -> Opening:
     """Open the session as the member that we are."""
-    return lambda rid, nonce: Attach(rid=rid, uid=uid, identity=identity.public, proof=_proof(identity, nonce, uid))
+    return lambda rid, nonce: Attach(
+        rid=rid, uid=uid, identity=identity.public, proof=_proof(identity, nonce, uid), instance=instance
+    )
 
 
 def _proof(identity: Identity, nonce: bytes, subject: bytes) -> bytes:
@@ -220,6 +228,9 @@ class ControlSession:
                 return self._handle_refused(message, now)
             case Done(rid=rid):
                 return self._finish(rid, None, "")
+            case Ask(token=token) if self.is_attached:
+                self._messages.append(control.encode(Here(token=token)))
+                return message
             case Goodbye(code=code, message=text):
                 if code in (RefusalCode.EVICTED, RefusalCode.DELETED):
                     self._refuse(code, _plain(text))

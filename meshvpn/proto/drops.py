@@ -47,4 +47,5 @@ class DropReason(Enum):
     NOT_FOR_US = "not_for_us"  # addressed to somebody else
     BAD_SIGNATURE = "bad_signature"  # the signature does not verify
     STALE = "stale"  # older than what is known, or later than a call has use for
+    CLONED = "cloned"  # a handshake of a second host with the identity of one that is there
     UNEXPECTED = "unexpected"  # an answer that nobody asked for

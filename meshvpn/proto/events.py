@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from .audit import Entry
 from .binding import StreamUnwanted, StreamWanted
@@ -68,6 +69,25 @@ class MembershipChanged:
     what: str
 
 
+class CloneSight(StrEnum):
+    """What was seen of two hosts that run with one identity."""
+
+    REFUSED = "refused"
+    """We are the copy, say the server (`member` None) or a member."""
+    RIVAL = "rival"
+    """Another host tried to be us."""
+    MEMBER = "member"
+    """Two hosts run as this member; we stay with the one that was there first."""
+
+
+@dataclass(frozen=True, slots=True)
+class CloneSeen:
+    """Told again while it lasts, not more often than once in clones.TOLD_FOR."""
+
+    sight: CloneSight
+    member: Member | None
+
+
 @dataclass(frozen=True, slots=True)
 class SocketsWanted:
     """Open so many IPv4 UDP sockets on random ports and say so by `handle_sockets_opened(tag, …)`, with fewer or none
@@ -94,6 +114,7 @@ NodeEvent = (
     | Audited
     | PingFinished
     | MembershipChanged
+    | CloneSeen
     | ConnectWanted
     | DisconnectWanted
     | StreamWanted

@@ -24,6 +24,7 @@ from .invites import check_invitation, invite_keys
 from .keys import Identity, NetworkKeys, network_uid
 from .member import Member
 from .owner import CharterUpdate, PasswordRule
+from .record import check_record
 from .roster import Roster
 from .signed import Signed
 
@@ -332,6 +333,16 @@ class Membership:
             return None
         envelope = owner.seal_record(self._roster, self._keys.identity, self.own_record, entropy=self._entropy)
         return self._session.request(lambda rid: control.PutRecord(rid=rid, envelope=envelope), now=now)
+
+    def is_double(self, signed: Signed) -> bool:
+        """Is it a newer record of our own identity than ours? Then another host has our keys."""
+        try:
+            record = check_record(signed, self._roster.charter)
+        except MalformedMessage:
+            return False
+        own = 0 if self.own_record is None else owner.record_of(self.own_record).sequence
+        is_ours = record.disco_key == disco.public_key(self._keys.disco)
+        return record.identity == self._keys.identity.public and record.sequence > own and not is_ours
 
     def _is_current(self, signed: Signed) -> bool:
         record = owner.record_of(signed)

@@ -16,10 +16,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from . import control, stun
+from . import clones, control, disco, stun
 from .binding import RelayBinding, RelayBound, RelayUnbound, StreamUnwanted, StreamWanted, UdpPasses
 from .commands import Command
-from .control import CharterChanged, MemberChanged, MemberLeft, Presence, Signalled
+from .control import Ask, CharterChanged, MemberChanged, MemberLeft, Presence, RefusalCode, Signalled
 from .control_session import (
     ConnectWanted,
     ControlSession,
@@ -33,7 +33,16 @@ from .control_session import (
 )
 from .drops import DropReason
 from .errors import MembershipError
-from .events import Audited, MembershipChanged, NodeEvent, PeerChanged, ServerChanged, StateChanged
+from .events import (
+    Audited,
+    CloneSeen,
+    CloneSight,
+    MembershipChanged,
+    NodeEvent,
+    PeerChanged,
+    ServerChanged,
+    StateChanged,
+)
 from .gather import Gatherer
 from .keys import mapping_nonce
 from .member import (
@@ -89,6 +98,8 @@ class Node(Verbs):
         self._gatherer = Gatherer(entropy, self.options.endpoints)
         self._binding = RelayBinding(entropy)
         self._peering = Peering(keys, roster, entropy=entropy, options=self.options, permit=permit or Permit())
+        self._quiet_until: float | None = None
+        self._clones_told: dict[tuple[CloneSight, bytes | None], float] = {}
         self._last_known: Mapping[bytes, Path] = {}
         self._starts_by: float | None = None
         self._epoch_lapses_at: float | None = None
@@ -111,6 +122,11 @@ class Node(Verbs):
     def peers(self) -> Mapping[bytes, MeshPeer]:
         """The members that we talk to, by identity."""
         return self._peering.peers
+
+    @property
+    def is_copy(self) -> bool:
+        """The server refuses us because another host runs with our identity: we keep quiet."""
+        return self._quiet_until is not None
 
     # --- what the shell reports -------------------------------------------------------------------------------
 
@@ -154,6 +170,8 @@ class Node(Verbs):
                 self._count(self.roster.handle_leave(leave, wall=wall))
             case Presence(entry=presence):
                 self._peering.handle_presence(presence, now=now)
+            case Ask():
+                self._tell_clone(CloneSight.RIVAL, None, now)
             case Signalled():
                 self._count(self._peering.handle_signalled(outcome, now=now))
             case DropReason():
@@ -259,6 +277,7 @@ class Node(Verbs):
             self._gatherer.next_timeout(),
             self._binding.next_timeout(),
             self._peering.next_timeout(),
+            self._quiet_until,
             self._peering.offers.next_timeout() if self.session.is_attached else None,
             self._starts_by,
             self._epoch_lapses_at,
@@ -271,6 +290,8 @@ class Node(Verbs):
         self._gatherer.handle_timeout(now=now)
         self._binding.handle_timeout(now=now)
         self._peering.handle_timeout(now=now, wall_ns=wall_ns)
+        if self._quiet_until is not None and self._quiet_until <= now:
+            self._stand_up(now)  # nobody has refused us for a while; members will, if the other host is there
         if self._epoch_lapses_at is not None and self._epoch_lapses_at <= now:
             self._update_epoch_keys(now, wall_ns)
         self._settle(now, wall_ns)
@@ -342,7 +363,11 @@ class Node(Verbs):
         if self._peering.take_doubt():
             self._gatherer.handle_doubt(now=now)
             self._binding.handle_doubt(now=now)
-        self._events += self._peering.take_events()
+        for event in self._peering.take_events():
+            if isinstance(event, CloneSeen):
+                self._tell_clone(event.sight, event.member, now)
+            else:
+                self._events.append(event)
         if self.session.is_attached:
             for signal in self._peering.offers.take_signals(now=now):
                 self.session.send(signal)
@@ -371,6 +396,8 @@ class Node(Verbs):
                 self._peering.handle_server_lost(now=now)
                 self._events.append(ServerChanged("connecting"))
             case SessionRefused(code=code, message=message):
+                if code == RefusalCode.CLONED:
+                    self._stand_down(now)
                 self._events.append(ServerChanged("refused", f"{message} ({code})"))
             case RequestFinished(rid=rid, code=code, message=message):
                 finished = self.membership.handle_finished(rid, code, message, now=now, wall=_seconds(wall_ns))
@@ -378,7 +405,9 @@ class Node(Verbs):
                     self._events.append(finished)
 
     def _handle_attached(self, answer: control.Attached, welcome: control.Welcome, now: float, wall_ns: int) -> None:
-        self.session.use_attach(attach_opening(self._keys.identity, self.roster.uid))
+        instance = clones.instance_of(disco.public_key(self._keys.disco))
+        self.session.use_attach(attach_opening(self._keys.identity, self.roster.uid, instance=instance))
+        self._stand_up(now)
         self._count(self.roster.handle_charter(answer.charter, answer.members, wall=_seconds(wall_ns)))
         self.membership.errands.handle_charter(answer.charter, answer.members)
         self._settle_roster(now, wall_ns)
@@ -430,6 +459,23 @@ class Node(Verbs):
             self._events.append(StateChanged())
             self.membership.reconcile(now=now, wall=_seconds(wall_ns))
         return is_news
+
+    # Copies of us (clones.py).
+
+    def _stand_down(self, now: float) -> None:
+        self._tell_clone(CloneSight.REFUSED, None, now)
+        self._quiet_until, self._starts_by = now + clones.STAND_DOWN, None
+        self._peering.handle_stop()
+
+    def _stand_up(self, now: float) -> None:
+        if self._quiet_until is not None:
+            self._quiet_until, self._starts_by = None, now
+
+    def _tell_clone(self, sight: CloneSight, member: Member | None, now: float) -> None:
+        about = None if member is None else member.identity
+        if now >= self._clones_told.get((sight, about), now):
+            self._clones_told[sight, about] = now + clones.TOLD_FOR
+            self._events.append(CloneSeen(sight, member))
 
     def _update_epoch_keys(self, now: float, wall_ns: int) -> None:
         self._peering.handle_epoch_keys(wall_ns=wall_ns)

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
-from . import disco
+from . import clones, disco
 from .candidate import Candidate, CandidateKind, usable
 from .commands import AddPeer, Command, MovePeer, RelayPeer, RemovePeer
 from .constants import REJECT_AFTER_TIME, REKEY_AFTER_TIME
@@ -25,6 +26,7 @@ from .drops import DropReason
 from .errors import MalformedMessage
 from .events import NodeEvent, PeerChanged, PingFinished
 from .guess import Guessing
+from .instances import Instances
 from .keys import member_relay_id
 from .member import Member
 from .membership import MemberKeys
@@ -40,7 +42,7 @@ from .roster import Roster
 from .timers import Stamps
 from .traffic import Traffic
 from .transport import FIRST_EXTRA_SOCKET, Address, Path, RelayHop, Transmit
-from .wireguard import HandshakeGaveUp, SessionEstablished, WireGuard
+from .wireguard import HandshakeGaveUp, OtherInstance, SessionEstablished, WireGuard
 
 MAX_PEERS = MAX_MEMBERS
 """Peers of one node: everybody but us."""
@@ -49,6 +51,9 @@ MAX_LAN_PATHS = 4
 
 MAX_RELAY_PATHS = 4
 """Addresses of a peer that the engine knows for relaying."""
+
+_CHALLENGE = -1
+"""The token of pings that find out whether a peer is there yet."""
 
 _COPIES = {Duplicate.OFF: None, Duplicate.SIGNALLING: Copies.SIGNALLING, Duplicate.VOICE: Copies.VOICE}
 
@@ -65,7 +70,10 @@ class Peering:
         self._roster = roster
         self._entropy = entropy
         self._options = options
-        self._wireguard = WireGuard(keys.tunnel, entropy=entropy)
+        tag = clones.tag_of(disco.public_key(keys.disco))
+        self._wireguard = WireGuard(keys.tunnel, entropy=entropy, tag=tag)
+        self._instances = Instances(self._wireguard, keys.tunnel, entropy=entropy)
+        self._connections: list[tuple[bytes, bool]] = []
         self._is_started = False
         self._numbers = deque(range(1, MAX_PEERS + 1))
         self._by_number: dict[int, MeshPeer] = {}
@@ -115,26 +123,23 @@ class Peering:
         self.peers[member.identity] = self._by_number[number] = self._by_disco[member.disco_key] = peer
         self._wireguard.add_peer(number, member.tunnel_key, self._preshared_keys(member, wall_ns))
         self._guessing.add(number, peer.agent)
+        self._instances.add(peer)
         self._commands.append(AddPeer(number, peer.routes))
         self._follow_presence(peer, self._relay_ids.get(member.identity, 0), now)
 
-    def change(self, old: Member, new: Member, *, now: float, wall_ns: int) -> None:
-        """A member published another record, or is (no longer) pending."""
+    def change(self, old: Member, new: Member, *, now: float, wall_ns: int, is_hearsay: bool = False) -> None:
+        """A member published another record, or is (no longer) pending; hearsay is what others than the server say."""
         peer = self.peers.get(old.identity)
         if peer is None or old.tunnel_key != new.tunnel_key or old.address != new.address or new.is_pending:
             self.remove(old.identity)
             return self.add(new, now=now, wall_ns=wall_ns)
-        peer.member = new
         if old.relays != new.relays:
             self._touch_users(peer)
-        if old.disco_key != new.disco_key:
-            del self._by_disco[old.disco_key]
-            self._by_disco[new.disco_key] = peer
-            self._touch(peer).handle_remote_disco(disco.DiscoBox(self._disco_secret, new.disco_key), now=now)
-            self.offers.want(peer)
-            if peer.session_at is not None:
-                # Its daemon was started anew, and its keys of our session are gone: what we send would be in vain.
-                self._wireguard.handle_handshake_wanted(peer.number, now=now, wall_ns=wall_ns)
+        known = peer.member.disco_key
+        peer.member = replace(new, disco_key=known)
+        is_other = new.disco_key != known
+        if is_other and not (is_hearsay and self._instances.must_wait(peer.number, new, now=now)):
+            self._follow(peer, new, now, wall_ns)
         return None
 
     def remove(self, identity: bytes) -> None:
@@ -146,6 +151,7 @@ class Peering:
         self._touched.pop(peer.number, None)
         self._deadlines.set(peer.number, None)
         self._touch_users(peer)
+        self._instances.remove(peer.number)
         self._relaying.forget(peer.number)
         self._guessing.remove(peer.number)
         if self._by_relay_id.get(peer.member_relay_id) is peer:
@@ -160,6 +166,11 @@ class Peering:
         """Nobody is."""
         for identity in list(self.peers):
             self.remove(identity)
+
+    def handle_stop(self) -> None:
+        """Nobody is, nor will be before the next `handle_start`."""
+        self._is_started = False
+        self.clear()
 
     def handle_epoch_keys(self, *, wall_ns: int) -> None:
         """The epoch changed, or the previous one's time is over: sessions stay up, handshakes use the new keys."""
@@ -264,6 +275,8 @@ class Peering:
 
     def handle_datagram(self, data: bytes, path: Path, *, now: float, wall_ns: int) -> DropReason | None:
         """A probe or a handshake message."""
+        if clones.is_notice(data):
+            return self._instances.handle_notice(data, now=now)
         if not disco.is_disco(data):
             return self._wireguard.handle_datagram(data, path, now=now, wall_ns=wall_ns)
         peer = self._by_disco.get(disco.sender_key(data))
@@ -311,6 +324,7 @@ class Peering:
             if (peer := self._by_number.get(number)) is None:
                 continue
             self._wireguard.handle_stats(number, stamps, now=now, wall_ns=wall_ns)
+            self._instances.handle_sign(number, stamps.last_authenticated_at)
             peer.recent.note(traffic, now=now)
             if traffic != peer.traffic:
                 peer.traffic = traffic
@@ -333,7 +347,8 @@ class Peering:
 
     def next_timeout(self) -> float | None:
         """The earliest deadline of paths and handshakes; offers have theirs only while we are attached."""
-        deadlines = (self._deadlines.first(), self._guessing.next_timeout(), self._wireguard.next_timeout())
+        machines = (self._guessing, self._wireguard, self._instances)
+        deadlines = (self._deadlines.first(), *(machine.next_timeout() for machine in machines))
         return min((at for at in deadlines if at is not None), default=None)
 
     def handle_timeout(self, *, now: float, wall_ns: int) -> None:
@@ -343,6 +358,11 @@ class Peering:
             self._touch(self._by_number[number]).handle_timeout(now=now)
         for number in self._guessing.handle_timeout(now=now):
             self._touch(self._by_number[number])
+        pinged, followed = self._instances.handle_timeout(now=now, wall_ns=wall_ns)
+        for number in pinged:
+            self._touch(self._by_number[number]).handle_ping_request(_CHALLENGE, now=now)
+        for number, member in followed:
+            self._follow(self._by_number[number], member, now, wall_ns)
 
     def settle(self, *, now: float, wall_ns: int) -> list[DropReason]:
         """Drain the machines below, until none wakes another; what could not be sent."""
@@ -358,6 +378,7 @@ class Peering:
     def take_transmits(self) -> list[Transmit]:
         """Datagrams to send; clears."""
         transmits, self._transmits = self._transmits + self._guessing.take_transmits(), []
+        transmits += self._instances.take_transmits()
         return transmits
 
     def take_commands(self) -> list[Command]:
@@ -368,8 +389,13 @@ class Peering:
 
     def take_events(self) -> list[NodeEvent]:
         """What users may want to know; clears."""
-        events, self._events = self._events + self._guessing.take_events(), []
+        events, self._events = [*self._events, *self._guessing.take_events(), *self._instances.take_events()], []
         return events
+
+    def take_connections(self) -> list[tuple[bytes, bool]]:
+        """Who can be reached since the last call, and who cannot any more; clears."""
+        connections, self._connections = self._connections, []
+        return connections
 
     def take_doubt(self) -> bool:
         """Does a path give reason to ask again what our address is? Clears."""
@@ -382,6 +408,17 @@ class Peering:
         """The peer's paths, to be drained by the next settling."""
         self._touched[peer.number] = peer
         return peer.agent
+
+    def _follow(self, peer: MeshPeer, new: Member, now: float, wall_ns: int) -> None:
+        """The member's daemon was started anew."""
+        del self._by_disco[peer.member.disco_key]
+        self._by_disco[new.disco_key] = peer
+        peer.member = new
+        self._touch(peer).handle_remote_disco(disco.DiscoBox(self._disco_secret, new.disco_key), now=now)
+        self.offers.want(peer)
+        if self._instances.handle_restart(peer.number) and peer.session_at is not None:
+            # Its keys of our session are gone: what we send would be in vain.
+            self._wireguard.handle_handshake_wanted(peer.number, now=now, wall_ns=wall_ns)
 
     def _preshared_keys(self, member: Member, wall_ns: int) -> list[bytes]:
         return self._roster.preshared_keys(member, self._wireguard.public_key, wall=wall_ns // 1_000_000_000)
@@ -425,17 +462,22 @@ class Peering:
                     self._is_mapping_doubted = True
                 case OfferWanted():
                     self.offers.want(peer)
+                case PingAnswered(token=token) if token == _CHALLENGE:
+                    self._instances.handle_sign(peer.number, now)
                 case PingAnswered(token=token, rtt=rtt, path=path):
                     self._events.append(PingFinished(token, rtt, path))
         self._transmits.extend(peer.agent.take_transmits())
         self._deadlines.set(peer.number, peer.agent.next_timeout())
         self._relay_for(peer)
+        if (successor := self._instances.review(peer.number)) is not None:
+            self._follow(peer, successor, now, wall_ns)
         if peer.state is not peer.reported:
             peer.reported = peer.state
             if peer.agent.is_reachable:
                 # A handshake that was sent in hope, before the way was there, does not wait for its repetition.
                 self._wireguard.handle_path_available(peer.number, now=now, wall_ns=wall_ns)
             self._events.append(PeerChanged(peer.member, peer.state, peer.agent.primary))
+            self._connections.append((peer.member.identity, peer.agent.is_reachable))
 
     def _settle_guessing(self, now: float) -> None:
         for number in self._guessing.take_hits():
@@ -459,9 +501,13 @@ class Peering:
                 case _ if peer is None:
                     continue  # removed since
                 case SessionEstablished():
+                    if self._instances.handle_session(event, now=now):
+                        self._connections.append((peer.member.identity, True))
                     peer.session_at = now
                     if self._guessing.keeps(peer.number, event.path.socket):
                         self._touch(peer).handle_session(event.path, now=now)
+                case OtherInstance():
+                    self._instances.handle_other(event, now=now)
                 case HandshakeGaveUp():
                     continue  # the path machine already knows that nothing comes back
                 case _:

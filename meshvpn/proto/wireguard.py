@@ -9,6 +9,9 @@ Per peer there is at most one initiation of ours under way and, in the engine, t
 
 Preshared keys are a list, newest first. The initiator accepts a response made with any of them. The responder answers
 with the newest and, as long as the peer does not use what came of it but asks again, with each in turn.
+
+Sender indices carry a tag of the daemon's run (clones.py). Handshakes of a peer with another tag than the one that is
+expected of it are not used before somebody has found out who sends them.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 from . import messages, primitives, timers
+from .clones import tag_in
 from .commands import ForgetKeypairs, InstallKeypair, SendKeepalive
 from .constants import (
     INITIATION_INTERVAL,
@@ -56,6 +60,16 @@ class SessionEstablished:
     peer: int
     path: Path
     is_initiator: bool
+    tag: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OtherInstance:
+    """A handshake message that was not used: another run of the peer's daemon made it. None: it was a response."""
+
+    peer: int
+    path: Path
+    initiation: Initiation | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +79,7 @@ class HandshakeGaveUp:
     peer: int
 
 
-WireGuardEvent = InstallKeypair | ForgetKeypairs | SendKeepalive | SessionEstablished | HandshakeGaveUp
+WireGuardEvent = InstallKeypair | ForgetKeypairs | SendKeepalive | SessionEstablished | OtherInstance | HandshakeGaveUp
 
 
 @dataclass(slots=True)
@@ -78,6 +92,8 @@ class _Attempt:
     tries: int = 0
     index: int = 0
     handshake: Initiator | None = None
+    mac1: bytes = b""
+    held_until: float = float("-inf")
 
 
 @dataclass(slots=True, repr=False)
@@ -86,6 +102,7 @@ class _Peer:
     public_key: bytes
     preshared_keys: tuple[bytes, ...]
     jar: CookieJar
+    tag: int | None = None
     attempt: _Attempt | None = None
     greatest_timestamp: bytes = bytes(12)
     initiation_at: float = float("-inf")
@@ -100,7 +117,8 @@ class _Peer:
 class WireGuard:
     """The machine. `wall_ns` is Unix time in nanoseconds, used for the initiation's timestamp only."""
 
-    def __init__(self, private_key: bytes, *, entropy: Callable[[int], bytes]) -> None:
+    def __init__(self, private_key: bytes, *, entropy: Callable[[int], bytes], tag: int | None = None) -> None:
+        self._tag = tag
         self.public_key = primitives.x25519_public(private_key)
         self.drops: Counter[DropReason] = Counter()
         self._private_key = private_key
@@ -125,6 +143,28 @@ class WireGuard:
     def set_preshared_keys(self, peer: int, keys: Sequence[bytes]) -> None:
         """From the next handshake on; sessions that are up stay up."""
         self._peers[peer].preshared_keys = _keys(keys)
+
+    def peer_of(self, public_key: bytes) -> int | None:
+        """The number of the peer with this static key."""
+        entry = self._by_key.get(public_key)
+        return None if entry is None else entry.number
+
+    def set_tag(self, peer: int, tag: int | None) -> None:
+        """Which run of the peer's daemon to deal with; None: any, as with implementations that know no tags."""
+        self._peers[peer].tag = tag
+
+    def handle_accepted(self, other: OtherInstance, *, now: float, wall_ns: int) -> None:
+        """The message was of the run that we deal with from now on; `set_tag` comes first."""
+        if other.initiation is None:
+            # It has answered us, to no effect: ask again.
+            self.handle_path_available(other.peer, now=now, wall_ns=wall_ns)
+            return
+        try:
+            reason = self._handle_initiation(other.initiation, other.path, now)
+        except MalformedMessage as error:
+            reason = error.reason
+        if reason is not None:
+            self.drops[reason] += 1
 
     def set_persistent_keepalive(self, peer: int, interval: float | None) -> None:
         """Seconds after which an idle session is due an empty packet, or None."""
@@ -178,10 +218,21 @@ class WireGuard:
         elif is_idle or ((at := timers.keepalive_at(stamps)) is not None and at <= now):
             self._events.append(SendKeepalive(peer))
 
+    def handle_refusal(self, peer: int, index: int, mac1: bytes, wait: float, *, now: float) -> DropReason | None:
+        """The peer says that another host has our keys, and that it did not use this initiation: try again later."""
+        entry = self._peers[peer]
+        attempt = entry.attempt
+        if attempt is None or attempt.index != index or attempt.mac1 != mac1:
+            return DropReason.UNEXPECTED
+        attempt.started_at = now
+        attempt.held_until = attempt.retry_at = now + wait
+        self._schedule(entry)
+        return None
+
     def handle_path_available(self, peer: int, *, now: float, wall_ns: int) -> None:
         """There is a (new) way to the peer: what may have been lost on the old one is sent again."""
         entry = self._peers[peer]
-        if entry.attempt is None:
+        if entry.attempt is None or now < entry.attempt.held_until:
             return
         if (earliest := entry.attempt.sent_at + MIN_RESEND) <= now:
             self._send_initiation(entry, entry.attempt, now, wall_ns)
@@ -245,6 +296,7 @@ class WireGuard:
         attempt.tries += 1
         self._schedule(entry)
         data = entry.jar.sign(Initiation(attempt.index, noise).encode(), now=now)
+        attempt.mac1 = data[-messages.MACS_BYTES : -messages.MACS_BYTES // 2]
         self._transmits.append(HandshakeTransmit(entry.number, None, data))
 
     def _retry_wait(self, entry: _Peer, attempt: _Attempt) -> float:
@@ -312,6 +364,9 @@ class WireGuard:
             return DropReason.STALE_TIMESTAMP
         if now - entry.initiation_at < INITIATION_INTERVAL:
             return DropReason.FLOOD
+        if entry.tag is not None and tag_in(message.sender) != entry.tag:
+            self._events.append(OtherInstance(entry.number, path, message))
+            return DropReason.CLONED
         preshared_key = entry.preshared_keys[entry.unconfirmed_answers % len(entry.preshared_keys)]
         noise, keys = handshake.write_message(b"", self._entropy(32), preshared_key)
         entry.greatest_timestamp, entry.initiation_at = timestamp, now
@@ -320,7 +375,7 @@ class WireGuard:
         data = entry.jar.sign(Response(index, message.sender, noise).encode(), now=now)
         self._transmits.append(HandshakeTransmit(entry.number, path, data))
         self._install(entry, index, message.sender, keys, is_initiator=False, now=now)
-        self._events.append(SessionEstablished(entry.number, path, is_initiator=False))
+        self._events.append(SessionEstablished(entry.number, path, is_initiator=False, tag=tag_in(message.sender)))
         return None
 
     def _handle_response(self, message: Response, path: Path, now: float) -> DropReason | None:
@@ -335,11 +390,14 @@ class WireGuard:
         keys = _open_response(attempt.handshake, message.noise, entry.preshared_keys)
         if keys is None:
             return DropReason.DECRYPT_FAILED
+        if entry.tag is not None and tag_in(message.sender) != entry.tag:
+            self._events.append(OtherInstance(entry.number, path, None))
+            return DropReason.CLONED
         entry.attempt = None
         self._install(entry, message.receiver, message.sender, keys, is_initiator=True, now=now)
         # The responder may not send before it has heard from us (§5.4.3); what the engine has staged does that too.
         self._events.append(SendKeepalive(entry.number))
-        self._events.append(SessionEstablished(entry.number, path, is_initiator=True))
+        self._events.append(SessionEstablished(entry.number, path, is_initiator=True, tag=tag_in(message.sender)))
         return None
 
     def _handle_cookie_reply(self, reply: CookieReply, now: float) -> DropReason | None:
@@ -363,6 +421,9 @@ class WireGuard:
     def _new_index(self, entry: _Peer) -> int:
         while True:
             index = int.from_bytes(self._entropy(4), "little")
+            if self._tag is not None:
+                # In the upper half: engines find a keypair by the lower bits.
+                index = self._tag << 16 | index & 0xFFFF
             if index and index not in self._by_index:
                 self._by_index[index] = entry
                 return index

@@ -367,6 +367,7 @@ def request_seeds() -> list[bytes]:
         control.PutApproval(rid=7, approval=parts["approval"]),
         control.Join(rid=8, locator=parts["uid"], identity=public, proof=bytes(64), approval=parts["approval"]),
         control.Signal(to=public, payload=b"sealed"),
+        control.Here(token=1),
     ]
     return [control.encode(request) for request in requests]
 
@@ -379,7 +380,7 @@ def run_request(data: bytes) -> str:
         return error.reason.value
     if isinstance(request, control.Create | control.Join | control.Attach):
         core.is_proof_valid(request, bytes(32))
-    if not isinstance(request, control.Signal):
+    if not isinstance(request, control.Signal | control.Here):
         decide(request)
     return "ok"
 
@@ -407,6 +408,7 @@ def response_seeds() -> list[bytes]:
         control.MemberLeft(leave=parts["leave"]),
         control.Presence(entry=presence),
         control.Signalled(source=public, payload=bytes(60)),
+        control.Ask(token=1),
         control.Goodbye(code="deleted", message="bye"),
     ]
     return [control.encode(response) for response in responses]

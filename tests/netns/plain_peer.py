@@ -30,7 +30,7 @@ from meshvpn.proto.options import Options
 from meshvpn.proto.timers import Stamps
 from meshvpn.proto.traffic import Traffic
 from meshvpn.proto.transport import Address, Path, Transmit
-from meshvpn.proto.wireguard import HandshakeGaveUp, SessionEstablished, WireGuard
+from meshvpn.proto.wireguard import HandshakeGaveUp, OtherInstance, SessionEstablished, WireGuard
 
 PEER = 1
 
@@ -163,6 +163,8 @@ class PlainNode:
                     self._move(event.path)
                 case HandshakeGaveUp():
                     self.gave_up += 1
+                case OtherInstance():
+                    raise AssertionError("a plain peer expects no tag")
                 case _:
                     self._commands.append(event)
         for transmit in self._wireguard.take_transmits():

@@ -63,8 +63,8 @@ class Client:
     async def join(self, network: Network, member: Identity) -> Attached:
         return await self.ask(network.join(member, nonce=self.welcome.nonce), Attached)
 
-    async def attach(self, network: Network, member: Identity) -> Attached:
-        return await self.ask(network.attach(member, nonce=self.welcome.nonce), Attached)
+    async def attach(self, network: Network, member: Identity, instance: bytes = b"") -> Attached:
+        return await self.ask(network.attach(member, nonce=self.welcome.nonce, instance=instance), Attached)
 
 
 class Stream:

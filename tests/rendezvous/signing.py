@@ -92,8 +92,9 @@ class Network:
         locator = self.charter.locator or b""
         return Join(rid=rid, locator=locator, identity=member.public, proof=prove(member, nonce, locator))
 
-    def attach(self, member: Identity, *, nonce: bytes = b"", rid: int = 1) -> Attach:
-        return Attach(rid=rid, uid=self.uid, identity=member.public, proof=prove(member, nonce, self.uid))
+    def attach(self, member: Identity, *, nonce: bytes = b"", rid: int = 1, instance: bytes = b"") -> Attach:
+        proof = prove(member, nonce, self.uid)
+        return Attach(rid=rid, uid=self.uid, identity=member.public, proof=proof, instance=instance)
 
     def put_record(self, member: Identity, address: str, *, rid: int = 2) -> PutRecord:
         return PutRecord(rid=rid, envelope=self.envelope(member, address))

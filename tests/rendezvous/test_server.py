@@ -20,19 +20,23 @@ import pytest
 
 from meshvpn.proto import control, stun
 from meshvpn.proto.control import (
+    Ask,
     CharterChanged,
     Done,
     Goodbye,
+    Here,
     MemberChanged,
     Presence,
+    RefusalCode,
     Refused,
     Signal,
     Signalled,
 )
 from meshvpn.proto.drops import DropReason
 from meshvpn.proto.transport import Address, RelayHop
-from rendezvous import tls, udp
+from rendezvous import rivals, tls, udp
 from rendezvous.limits import Limits
+from rendezvous.presence import REPLACED
 from rendezvous.relay import Forward, Relay
 from rendezvous.udp import DatagramShell
 
@@ -105,6 +109,22 @@ async def test_an_older_connection_of_a_member_is_replaced(node: Running) -> Non
     assert (await older.expect(Goodbye)).code == "replaced"
     assert await older.closed() == 1000
     assert await node.clients.metric("meshvpn_members_online") == 1
+
+
+async def test_a_second_host_with_one_identity_comes_in_only_when_the_first_one_does_not_answer(
+    node: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rivals, "PATIENCE", 0.2)
+    network = Network()
+    first, second, third = [await node.clients.connect() for _ in range(3)]
+    await first.create(network)
+    await second.send(network.attach(network.founder, nonce=second.welcome.nonce, instance=b"other"))
+    await first.send(Here(token=(await first.expect(Ask)).token))
+    assert (await second.expect(Refused)).code == RefusalCode.CLONED
+    assert await node.clients.metric('meshvpn_refusals_total{code="cloned"}') == 1
+    await third.attach(network, network.founder, b"other")
+    assert isinstance(await first.receive(), Ask)
+    assert await first.expect(Goodbye) == REPLACED
 
 
 async def test_the_welcome_says_who_is_seen_and_where_udp_is(node: Running) -> None:

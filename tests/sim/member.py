@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
 
 import msgspec
 
-from meshvpn.proto import admission, owner
+from meshvpn.proto import admission, clones, disco, owner
 from meshvpn.proto.binding import StreamUnwanted, StreamWanted
 from meshvpn.proto.commands import AdoptSocket, apply
 from meshvpn.proto.control_session import (
@@ -94,6 +94,7 @@ class Member:
         self._entropy = network.entropy(f"member/{name}")
         self.identity = Identity(self._entropy(32))
         self._tunnel_key = self._entropy(32)
+        self._disco = self._entropy(32)
         self._session: ControlSession | None = None
         self._keys: NetworkKeys | None = None
         self._poll_at: float | None = None
@@ -110,11 +111,11 @@ class Member:
         )
         uid = network_uid(self.owner.public)
         self.saved = Saved(uid, msgspec.msgpack.encode(state), "", self.name, self._wall())
-        self._enrol(create_opening(self.identity, uid, state.charter))
+        self._enrol(create_opening(self.identity, uid, state.charter, instance=self._instance()))
 
     def join(self, keys: NetworkKeys) -> None:
         self._keys, self.saved = keys, None
-        self._enrol(join_opening(self.identity, keys.locator))
+        self._enrol(join_opening(self.identity, keys.locator, instance=self._instance()))
 
     def act(self, action: Action) -> int | None:
         """The outcome is in `finished` under the number returned."""
@@ -144,9 +145,16 @@ class Member:
         """It starts from what is on the disk."""
         assert self.saved is not None
         assert self.node is None
-        session = ControlSession(attach_opening(self.identity, self.saved.uid), entropy=self._entropy)
+        opening = attach_opening(self.identity, self.saved.uid, instance=self._instance())
+        session = ControlSession(opening, entropy=self._entropy)
         self._bring_up(session, None)
         self.host.drain()
+
+    def copy_disk(self, other: Member) -> None:
+        """This machine is a copy of another one, image and all; it is not started yet."""
+        assert other.saved is not None
+        self.identity, self._tunnel_key, self.owner = other.identity, other._tunnel_key, other.owner
+        self.saved = replace(other.saved, paths=dict(other.saved.paths))
 
     def tell_network_change(self) -> None:
         """What netlink says after addresses changed."""
@@ -261,6 +269,11 @@ class Member:
     def _wall(self) -> int:
         return self._wall_ns() // 1_000_000_000
 
+    def _instance(self) -> bytes:
+        """Of the run that begins now."""
+        self._disco = self._entropy(32)
+        return clones.instance_of(disco.public_key(self._disco))
+
     def _enrol(self, opening: Opening) -> None:
         self._session = ControlSession(opening, entropy=self._entropy)
         self._session.handle_start(now=self.network.now)
@@ -286,7 +299,7 @@ class Member:
         if self.options.relay:
             self.plane.set_relaying(self.options.relay_rate, self.options.relay_rate)
         self.node = node = Node(
-            keys=MemberKeys(self.identity, self._tunnel_key, self._entropy(32), self.owner),
+            keys=MemberKeys(self.identity, self._tunnel_key, self._disco, self.owner),
             profile=Profile(saved.address, saved.nick, "simulation", saved.joined_at),
             roster=Roster(saved.uid, self.identity, msgspec.msgpack.decode(saved.roster, type=RosterState)),
             session=session,

@@ -142,6 +142,7 @@ class Rendezvous:
         if wire in self._open:
             del self._open[wire]
             self._service.handle_closed(wire)
+            self._arm()
 
     # Like rendezvous/server.py.
 
@@ -176,6 +177,12 @@ class Rendezvous:
         if wire.is_open:
             self._note(wire, b">" + data)
             complete(self._service.handle_message(wire, data))
+            self._arm()
+
+    def _arm(self) -> None:
+        service = self._service
+        if (at := service.next_timeout()) is not None:
+            self.network.call_at(at, lambda: complete(service.handle_timeout()))
 
     # Delivery.
 

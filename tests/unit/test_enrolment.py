@@ -15,7 +15,7 @@ from meshvpn import ipc
 from meshvpn.config import Config
 from meshvpn.net import interface
 from meshvpn.net.control_link import ServerIdentity
-from meshvpn.net.enrolment import MAX_BACKLOG, Enrolled, enrol
+from meshvpn.net.enrolment import MAX_BACKLOG, Enrolled, Run, enrol
 from meshvpn.net.network import Network
 from meshvpn.net.networks import Networks
 from meshvpn.proto import control, owner
@@ -52,7 +52,7 @@ class Listener:
 
 async def test_a_connection_that_ends_before_it_is_handed_over_is_known_to_have_ended() -> None:
     async with server(address="10.1.0.7", news=[NEWS]) as url:
-        enrolled = await enrol(url, None, join_opening(Identity(bytes(32)), KEYS.locator))
+        enrolled = await enrol(url, None, join_opening(Identity(bytes(32)), KEYS.locator), Run(bytes(32)))
         await ended(enrolled)
     listener = Listener()
     enrolled.hand_over(listener)
@@ -63,7 +63,7 @@ async def test_a_connection_that_ends_before_it_is_handed_over_is_known_to_have_
 async def test_a_server_that_talks_too_much_before_the_handover_is_cut() -> None:
     count = 2 * MAX_BACKLOG // len(control.encode(NEWS))
     async with server(address="10.1.0.7", news=[NEWS] * count) as url:
-        enrolled = await enrol(url, None, join_opening(Identity(bytes(32)), KEYS.locator))
+        enrolled = await enrol(url, None, join_opening(Identity(bytes(32)), KEYS.locator), Run(bytes(32)))
         await ended(enrolled)
     assert sum(map(len, enrolled.backlog)) <= MAX_BACKLOG
     assert len(enrolled.backlog) < count

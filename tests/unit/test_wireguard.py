@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshvpn.proto import messages, primitives
+from meshvpn.proto.clones import tag_in
 from meshvpn.proto.commands import ForgetKeypairs, InstallKeypair, SendKeepalive
 from meshvpn.proto.constants import (
     HANDSHAKES_BURSTABLE,
@@ -779,7 +780,8 @@ def installed(machine: WireGuard) -> InstallKeypair:
     """The one keypair that came of a handshake, and nothing odd beside it."""
     events = machine.take_events()
     (keypair,) = (event for event in events if isinstance(event, InstallKeypair))
-    expected: list[object] = [keypair, SessionEstablished(1, PATH, is_initiator=keypair.is_initiator)]
+    tag = tag_in(keypair.remote_index)
+    expected: list[object] = [keypair, SessionEstablished(1, PATH, is_initiator=keypair.is_initiator, tag=tag)]
     if keypair.is_initiator:
         expected.insert(1, SendKeepalive(1))
     assert events == expected
