@@ -10,7 +10,6 @@ import grp
 import json
 import logging
 import os
-import resource
 import signal
 import socket
 import sys
@@ -23,6 +22,7 @@ from aiohttp import web
 import meshvpn
 
 from . import config
+from .dumps import forbid_dumps
 from .ipc import DEFAULT_SOCKET, SOCKET_GROUP
 from .net.api import Api, Events
 from .net.monitor import NetworkMonitor, SleepMonitor
@@ -62,9 +62,9 @@ def main() -> None:
         sys.stdout.write(f"{settings.file or config.DEFAULT_FILE}: {'in order' if settings.file else 'not there'}\n")
         return
     _start_log(options.log_format or settings.log_format or "text", options.log_level or settings.log_level or "INFO")
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold every key
     os.umask(0o077)
     try:
+        forbid_dumps()
         _check_privileges()
         uvloop.run(_serve(settings, options.state_dir, options.socket))
     except (MeshError, OSError) as error:

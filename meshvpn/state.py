@@ -4,6 +4,8 @@
     <state dir>/<network uid, hex>/network    everything about one network (NetworkState), 0600
     <state dir>/<…>.removed                   a network that was left, on its way out
 
+Directories are 0700.
+
 A file is magic(8) ‖ BLAKE2b-32 of the payload ‖ payload (msgpack). One that does not check is kept aside under another
 name and reported; it is never overwritten.
 """
@@ -16,6 +18,7 @@ import fcntl
 import hashlib
 import hmac
 import os
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -85,6 +88,12 @@ class StateDir:
         self.path = path
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            mode = path.stat().st_mode
+            if mode & 0o022 and not mode & stat.S_ISVTX:
+                problem = (
+                    f"can be written by others (mode {stat.S_IMODE(mode):04o}), who could put keys of theirs there"
+                )
+                raise StateError(f"{path} {problem}; protect it: chmod 700 {path}")
             self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StateError(
@@ -192,6 +201,8 @@ def _load_network(directory: Path, loaded: Loaded) -> None:
                 f"{file} was damaged and is kept as {aside.name}; restore it from a backup or join again"
             )
         return
+    for place, mode in ((directory, 0o700), *((found, 0o600) for found in directory.iterdir() if found.is_file())):
+        _close(place, mode, loaded)
     try:
         state = msgspec.msgpack.decode(read_checked(file), type=NetworkState)
     except (StateError, msgspec.MsgspecError):
@@ -204,6 +215,16 @@ def _load_network(directory: Path, loaded: Loaded) -> None:
         loaded.problems.append(f"{directory} is ignored: it is a copy of {state.uid.hex()}; move it elsewhere")
         return
     loaded.networks.append(state)
+
+
+def _close(place: Path, mode: int, loaded: Loaded) -> None:
+    """What is open to others, after a backup was restored for example, is closed: calls go on. Raises OSError."""
+    found = stat.S_IMODE(place.lstat().st_mode)
+    if found & 0o077 and not place.is_symlink():
+        place.chmod(mode)
+        what = f"{place} was open to others (mode {found:04o}) and is closed now"
+        remedy = "if somebody may have read the keys in it, `meshvpn reidentify` that network"
+        loaded.problems.append(f"{what}; {remedy}")
 
 
 def _delete(directory: Path) -> None:

@@ -21,6 +21,7 @@ import uvloop
 from typer.exceptions import TyperException
 
 import meshvpn
+from meshvpn.dumps import forbid_dumps
 from meshvpn.proto.errors import ConfigError, MeshError
 from meshvpn.systemd import notify
 from meshvpn.usage import usage_line
@@ -86,7 +87,9 @@ def serve(
         _start_logging(log_level)
     except ConfigError as error:
         _fail(error, USAGE)
+    os.umask(0o077)
     try:
+        forbid_dumps()
         uvloop.run(_serve(options))
     except (MeshError, OSError) as error:
         _fail(error, REFUSED)

@@ -6,6 +6,8 @@ from typing import NamedTuple, Self, final
 class PeerStats(NamedTuple):
     """What the engine counted for one peer since `add_peer`. Times are monotonic seconds, 0.0 = never.
 
+    `rx_…` and `tx_…` count IP packets; `received_packets` all authentic messages, keepalives too, and `lost_packets`
+    the counters below the greatest that did not come: it falls when one comes late, their sum never does.
     `reordered_packets` to `kept_marks`: see meshvpn.proto.arrivals. Without `copy_dscp` no marks are read or counted.
     """
 
@@ -13,6 +15,7 @@ class PeerStats(NamedTuple):
     rx_bytes: int
     tx_packets: int
     tx_bytes: int
+    received_packets: int
     lost_packets: int
     reordered_packets: int
     duplicate_packets: int

@@ -87,6 +87,7 @@ class PeerStats(NamedTuple):
     rx_bytes: int
     tx_packets: int
     tx_bytes: int
+    received_packets: int
     lost_packets: int
     reordered_packets: int
     duplicate_packets: int
@@ -428,17 +429,21 @@ cdef class Engine:
 
     def stats(self, int peer):
         cdef Peer *entry = self.lock_peer(peer)
-        cdef Peer copy = entry[0]
-        cdef uint64_t lost
+        cdef Peer copy
+        cdef uint64_t received, lost
         cdef double created_at
-        lost = entry.lost_before + lost_of(entry.current) + lost_of(entry.previous) + lost_of(entry.next)
+        free_retired(self.peers, entry)         # so that each keypair is counted once
+        copy = entry[0]
+        received = received_of(entry.current) + received_of(entry.previous) + received_of(entry.next)
+        lost = lost_of(entry.current) + lost_of(entry.previous) + lost_of(entry.next)
         created_at = entry.current.created_at if entry.current is not NULL else 0.0
         pthread_rwlock_unlock(&self.lock)
         return PeerStats(
-            copy.rx_packets, copy.rx_bytes, copy.tx_packets, copy.tx_bytes, lost, copy.arrivals.reordered_packets,
-            copy.arrivals.duplicate_packets, copy.arrivals.jitter, copy.arrivals.marked_packets,
-            copy.arrivals.kept_marks, copy.first_sent_at, copy.first_received_at, bool(copy.more_arrived),
-            copy.last_authenticated_at, copy.last_sent_at, copy.last_received_at, created_at)
+            copy.rx_packets, copy.rx_bytes, copy.tx_packets, copy.tx_bytes, copy.received_before + received,
+            copy.lost_before + lost, copy.arrivals.reordered_packets, copy.arrivals.duplicate_packets,
+            copy.arrivals.jitter, copy.arrivals.marked_packets, copy.arrivals.kept_marks, copy.first_sent_at,
+            copy.first_received_at, bool(copy.more_arrived), copy.last_authenticated_at,
+            copy.last_sent_at, copy.last_received_at, created_at)
 
     def take_datagrams(self, int limit=256):
         cdef Slow item

@@ -66,7 +66,8 @@ cdef struct Peer:
     int staged_count
     bint is_flush_wanted
     bint is_keepalive_wanted
-    uint64_t rx_packets, rx_bytes, tx_packets, tx_bytes, lost_before
+    uint64_t rx_packets, rx_bytes, tx_packets, tx_bytes
+    uint64_t received_before, lost_before       # with keypairs that are gone
     double first_sent_at, first_received_at, last_authenticated_at, last_sent_at, last_received_at
     bint more_arrived
     Arrivals arrivals           # written by the receive thread alone
@@ -126,6 +127,9 @@ cdef inline bint is_usable_keypair(const Keypair *keypair, double now) noexcept 
     return (keypair is not NULL and now - keypair.created_at < REJECT_AFTER_TIME
             and keypair.send_counter < REJECT_AFTER_MESSAGES)
 
+cdef inline uint64_t received_of(const Keypair *keypair) noexcept nogil:
+    return keypair.window.received if keypair is not NULL else 0
+
 cdef inline uint64_t lost_of(const Keypair *keypair) noexcept nogil:
     # Counters start at 0 and each is sent once: what is missing below the greatest was lost (or is late).
     return keypair.window.greatest - keypair.window.received if keypair is not NULL else 0
@@ -148,6 +152,7 @@ cdef inline void free_retired(Peers *peers, Peer *peer) noexcept nogil:
     while peer.retired_keypairs is not NULL:
         keypair = peer.retired_keypairs
         peer.retired_keypairs = keypair.retired
+        peer.received_before += keypair.window.received
         peer.lost_before += lost_of(keypair)
         index_remove(peers, keypair)
         memset(keypair, 0, sizeof(Keypair))

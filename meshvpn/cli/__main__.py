@@ -15,6 +15,7 @@ from typer.exceptions import TyperException
 import meshvpn
 
 from .. import ipc
+from ..dumps import forbid_dumps
 from ..usage import usage_line
 from . import members, netcheck, networks, ping, views
 from .client import REFUSED, USAGE, Client, CliError
@@ -74,6 +75,7 @@ for word, name in HAMACHIS_WORDS.items():
 
 def main() -> None:
     """Entry point: one line for each failure, never a traceback for what the user can mend."""
+    forbid_dumps()
     try:
         status = _run(sys.argv[1:])
     except CliError as error:

@@ -31,6 +31,7 @@ class Options:
 Net = Annotated[str, typer.Argument(metavar="NET", help="the network's name")]
 Peer = Annotated[str, typer.Argument(metavar="PEER", help="nickname, address, or the first digits of the identity")]
 PasswordFile = Annotated[str | None, typer.Option("--password-file", help="file with the password, or - for stdin")]
+Weak = Annotated[bool, typer.Option("--force", help="take a password that is easily guessed")]
 Yes = Annotated[
     bool, typer.Option("--yes", help="do not ask; nobody is asked either when standard input is no terminal")
 ]

@@ -8,8 +8,8 @@ import typer
 
 from .. import ipc
 from .client import USAGE, CliError
-from .common import Net, PasswordFile, Peer, Yes, act, confirm
-from .passwords import read_keys
+from .common import Net, PasswordFile, Peer, Weak, Yes, act, confirm
+from .passwords import new_keys
 
 
 def evict(
@@ -19,6 +19,7 @@ def evict(
     new_password: Annotated[bool, typer.Option("--new-password", help="set another password at once")] = False,
     keep_password: Annotated[bool, typer.Option("--keep-password", help="ban the member only")] = False,
     password_file: PasswordFile = None,
+    force: Weak = False,
     yes: Yes = False,
 ) -> None:
     """Put a member out for good. Unless told otherwise the password is retired: nobody joins until `passwd`."""
@@ -27,7 +28,7 @@ def evict(
     confirm(f"Evict {peer} from {net}?", yes)
     request = ipc.EvictRequest(peer=peer, password="keep" if keep_password else "retire")
     if new_password:
-        keys = read_keys(context.obj.client, net, password_file, is_new=True)
+        keys = new_keys(context.obj.client, net, password_file, force=force)
         request = ipc.EvictRequest(
             peer=peer,
             password="new",

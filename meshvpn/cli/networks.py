@@ -12,8 +12,8 @@ from .. import ipc
 from ..proto.errors import ConfigError
 from ..proto.keys import check_interface, check_nick, check_pool, nick_from_hostname, normalise_name
 from .client import USAGE, CliError
-from .common import Net, Options, PasswordFile, Yes, act, confirm, print_json, say
-from .passwords import read_keys
+from .common import Net, Options, PasswordFile, Weak, Yes, act, confirm, print_json, say
+from .passwords import join_keys, new_keys
 from .server import parse_server
 
 Server = Annotated[str | None, typer.Option("--server", help="rendezvous: HOST, HOST:PORT or a URL")]
@@ -34,11 +34,12 @@ def create(
     subnet: Annotated[str | None, typer.Option(help="addresses of the network, such as 10.77.5.0/24")] = None,
     interface: Interface = None,
     password_file: PasswordFile = None,
+    force: Weak = False,
 ) -> None:
     """Found a network; this host becomes its owner."""
     _check(net, nick, interface, subnet)
     where = parse_server(server, server_pin)
-    keys = read_keys(context.obj.client, net, password_file, is_new=True)
+    keys = new_keys(context.obj.client, net, password_file, force=force)
     request = ipc.CreateRequest(
         name=net,
         locator=keys.locator.hex(),
@@ -63,7 +64,7 @@ def join(
     """Join a network by its name and password."""
     _check(net, nick, interface)
     where = parse_server(server, server_pin)
-    keys = read_keys(context.obj.client, net, password_file, is_new=False)
+    keys = join_keys(context.obj.client, net, password_file)
     request = ipc.JoinRequest(
         name=net,
         locator=keys.locator.hex(),
@@ -103,10 +104,10 @@ def nick(context: typer.Context, net: Net, name: Annotated[str, typer.Argument(m
     act(context.obj, f"Setting nickname to {name}", net, "nick", ipc.NickRequest(nick=name))
 
 
-def passwd(context: typer.Context, net: Net, password_file: PasswordFile = None) -> None:
+def passwd(context: typer.Context, net: Net, password_file: PasswordFile = None, force: Weak = False) -> None:
     """Set another password for joining. Members and calls do not notice."""
     _check(net)
-    keys = read_keys(context.obj.client, net, password_file, is_new=True)
+    keys = new_keys(context.obj.client, net, password_file, force=force)
     request = ipc.PasswordRequest(name=net, locator=keys.locator.hex(), wrap_key=keys.wrap_key.hex())
     act(context.obj, f"Changing the password of {net}", net, "passwd", request)
 

@@ -394,6 +394,7 @@ def _figures(engine: Engine, number: int) -> tuple[Traffic, Stamps]:
             tx_packets=stats.tx_packets,
             rx_bytes=stats.rx_bytes,
             tx_bytes=stats.tx_bytes,
+            received_packets=stats.received_packets,
             lost_packets=stats.lost_packets,
             reordered_packets=stats.reordered_packets,
             duplicate_packets=stats.duplicate_packets,

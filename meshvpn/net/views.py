@@ -35,7 +35,7 @@ def peer_view(member: Member, peer: MeshPeer | None, *, now: float) -> ipc.PeerV
         loss=None if quality is None or rtt is None else round(quality.loss, 4),
         r=None if r is None else round(r, 1),
         mos=None if quality is None or quality.mos is None else round(quality.mos, 2),
-        rx_loss=_share(recent.lost_packets, recent.rx_packets + recent.lost_packets),
+        rx_loss=_share(recent.lost_packets, recent.received_packets + recent.lost_packets),
         rx_jitter_ms=_ms(recent.jitter) if recent.rx_packets else None,
         rx_bytes=total.rx_bytes,
         tx_bytes=total.tx_bytes,

@@ -89,6 +89,7 @@ class PeerStats(NamedTuple):
     rx_bytes: int
     tx_packets: int
     tx_bytes: int
+    received_packets: int
     lost_packets: int
     reordered_packets: int
     duplicate_packets: int
@@ -136,6 +137,7 @@ class _Peer:
     rx_bytes: int = 0
     tx_packets: int = 0
     tx_bytes: int = 0
+    received_before: int = 0
     lost_before: int = 0
     arrivals: Arrivals = field(default_factory=Arrivals)
     first_sent_at: float = NEVER
@@ -305,6 +307,7 @@ class DataPlane:
             entry.rx_bytes,
             entry.tx_packets,
             entry.tx_bytes,
+            entry.received_before + sum(pair.window.received for pair in keypairs),
             entry.lost_before + sum(pair.window.lost for pair in keypairs),
             entry.arrivals.reordered_packets,
             entry.arrivals.duplicate_packets,
@@ -524,6 +527,7 @@ class DataPlane:
 
     def _retire(self, peer: _Peer, keypair: _Keypair | None) -> None:
         if keypair is not None:
+            peer.received_before += keypair.window.received
             peer.lost_before += keypair.window.lost
             del self._by_index[keypair.local_index]
 

@@ -5,6 +5,7 @@ All keys are 32 bytes. The libsodium calls behind (PyNaCl): Argon2id, Ed25519, X
 
 from __future__ import annotations
 
+import codecs
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -138,27 +139,34 @@ def normalise_name(name: str) -> str:
     return normal
 
 
-def check_password(password: str) -> None:
-    """Raise ConfigError for an empty or an enormous password."""
+def check_password(password: str | bytearray) -> None:
+    """Raise ConfigError for an empty or an enormous password, or one that is not UTF-8."""
     if not password:
         raise ConfigError("password", "it is empty", "choose one; several words are better than one")
     try:
-        size = len(password.encode())
-    except UnicodeEncodeError:
+        # In pieces of a character each: a copy as a whole could not be wiped.
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        size = len(password.encode()) if isinstance(password, str) else len(password)
+        for byte in b"" if isinstance(password, str) else password:
+            decoder.decode(bytes((byte,)))
+        decoder.decode(b"", final=True)
+    except UnicodeError:
         # `from None`: the error carries the password.
         raise ConfigError("password", "it is not valid UTF-8", "check the terminal's or the file's encoding") from None
     if size > MAX_PASSWORD_BYTES:
         raise ConfigError("password", f"it has more than {MAX_PASSWORD_BYTES} bytes", "choose a shorter one")
 
 
-def derive_network_keys(name: str, password: str) -> NetworkKeys:
-    """Argon2id over the password, salted by the name: takes about 0.3 s and 128 MiB. Raises ConfigError."""
+def derive_network_keys(name: str, password: str | bytearray) -> NetworkKeys:
+    """Argon2id over the password, salted by the name: takes about 0.3 s and 128 MiB.
+
+    A bytearray is not copied, so that the caller can wipe it. Raises ConfigError, MemoryError.
+    """
     normal = normalise_name(name)
     check_password(password)
+    secret = password.encode() if isinstance(password, str) else password
     salt = primitives.blake2b(normal.encode(), 16, _NAME_KEY)
-    derived = bindings.crypto_pwhash_alg(
-        64, password.encode(), salt, ARGON2_OPERATIONS, ARGON2_MEMORY, bindings.crypto_pwhash_ALG_ARGON2ID13
-    )
+    derived = primitives.argon2id(secret, salt, 64, operations=ARGON2_OPERATIONS, memory=ARGON2_MEMORY)
     return NetworkKeys(derived[:32], derived[32:])
 
 

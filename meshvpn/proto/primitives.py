@@ -10,6 +10,7 @@ import hmac
 import struct
 
 from nacl import bindings
+from nacl._sodium import ffi, lib
 from nacl.exceptions import CryptoError
 
 from .constants import KEY_BYTES, TAG_BYTES
@@ -50,6 +51,20 @@ def mac(key: bytes, data: bytes) -> bytes:
 def blake2b(data: bytes, size: int, key: bytes = b"") -> bytes:
     """BLAKE2b (RFC 7693) of 1 … 64 bytes."""
     return hashlib.blake2b(data, digest_size=size, key=key).digest()
+
+
+def argon2id(secret: bytes | bytearray, salt: bytes, size: int, *, operations: int, memory: int) -> bytes:
+    """Argon2id (RFC 9106), one lane, salt of 16 bytes, `memory` in bytes. Raises MemoryError.
+
+    `secret` is read where it is. PyNaCl's own wrapper takes `bytes` only, which nobody can wipe afterwards.
+    """
+    if len(salt) != bindings.crypto_pwhash_SALTBYTES:
+        raise ValueError("wrong length of salt")
+    derived = ffi.new("unsigned char[]", size)
+    algorithm = bindings.crypto_pwhash_ALG_ARGON2ID13
+    if lib.crypto_pwhash(derived, size, ffi.from_buffer(secret), len(secret), salt, operations, memory, algorithm):
+        raise MemoryError(f"Argon2id takes {memory >> 20} MiB")
+    return bytes(ffi.buffer(derived))
 
 
 def hkdf(chaining_key: bytes, material: bytes, outputs: int) -> tuple[bytes, ...]:

@@ -16,7 +16,10 @@ class Traffic:
     tx_packets: int = 0
     rx_bytes: int = 0
     tx_bytes: int = 0
+    received_packets: int = 0
+    """All authentic messages, keepalives too: of these and the lost ones, so many are lost."""
     lost_packets: int = 0
+    """Not (yet) come. It falls when one comes late; the sum of the two never does."""
     reordered_packets: int = 0
     duplicate_packets: int = 0
     jitter: float = 0.0

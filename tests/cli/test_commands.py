@@ -6,6 +6,7 @@ import http.server
 import json
 import os
 import pty
+import re
 import select
 import signal
 import socketserver
@@ -19,6 +20,7 @@ import msgspec
 import pytest
 
 from meshvpn import ipc
+from meshvpn.cli import strength
 from meshvpn.proto.keys import derive_network_keys
 from meshvpn.proto.netfindings import Filtering, Findings, PortChoice, ServerFinding, meaning
 
@@ -74,7 +76,7 @@ NETWORK = ipc.NetworkView(
 
 
 class FakeDaemon(socketserver.ThreadingUnixStreamServer):
-    """Answers every request with one prepared reply and keeps what was asked."""
+    """Answers every request with one prepared reply and keeps what was asked, but for the list of networks."""
 
     daemon_threads = True
 
@@ -83,6 +85,7 @@ class FakeDaemon(socketserver.ThreadingUnixStreamServer):
         self.path = path
         self.status = 200
         self.reply: object = ipc.Reply(message="done")
+        self.networks: list[ipc.NetworkView] = []
         self.requests: list[tuple[str, str, bytes]] = []
 
     def refuse(self, status: int, message: str) -> None:
@@ -94,11 +97,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         daemon = self.server
         assert isinstance(daemon, FakeDaemon)
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        daemon.requests.append((self.command, self.path, body))
-        if daemon.status == 0:
-            return  # as if it were killed now
-        data = msgspec.json.encode(daemon.reply)
-        self.send_response(daemon.status)
+        is_list = (self.command, self.path) == ("GET", "/v1/networks")
+        if not is_list:
+            daemon.requests.append((self.command, self.path, body))
+            if daemon.status == 0:
+                return  # as if it were killed now
+        data = msgspec.json.encode(daemon.networks if is_list else daemon.reply)
+        self.send_response(200 if is_list else daemon.status)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -356,7 +361,7 @@ def test_evict_does_not_both_keep_and_renew_the_password(daemon: FakeDaemon) -> 
 
 
 def test_list_prints_hamachis_columns(daemon: FakeDaemon) -> None:
-    daemon.reply = [NETWORK]
+    daemon.networks = [NETWORK]
     lines = meshvpn(daemon.path, "list").stdout.splitlines()
     assert lines[0].startswith(" * [piaf-vpn]  10.7.5.0/24")
     assert lines[-1].startswith("     * ab12cd34   berlin")
@@ -433,18 +438,18 @@ def test_status_tells_what_is_in_force(daemon: FakeDaemon) -> None:
 
 
 def test_json_is_exactly_what_the_daemon_said(daemon: FakeDaemon) -> None:
-    daemon.reply = [NETWORK]
+    daemon.networks = [NETWORK]
     printed = json.loads(meshvpn(daemon.path, "--json", "list").stdout)
     assert printed == msgspec.to_builtins([NETWORK])
 
 
 def test_json_may_stand_after_the_command_too(daemon: FakeDaemon) -> None:
-    daemon.reply = [NETWORK]
+    daemon.networks = [NETWORK]
     assert meshvpn(daemon.path, "list", "--json").stdout == meshvpn(daemon.path, "--json", "list").stdout
 
 
 def test_a_nickname_that_the_terminal_cannot_show_is_no_failure(daemon: FakeDaemon) -> None:
-    daemon.reply = [msgspec.structs.replace(NETWORK, network="büro-№7")]
+    daemon.networks = [msgspec.structs.replace(NETWORK, network="büro-№7")]
     done = meshvpn(daemon.path, "list", environment={"PYTHONIOENCODING": "latin-1"}, encoding="latin-1")
     assert done.returncode == 0
     assert "[büro-\\u21167]" in done.stdout
@@ -476,10 +481,76 @@ def test_a_password_is_typed_twice_for_something_new_and_never_shown(daemon: Fak
     assert "the two passwords differ; try again" in shown
 
 
+@pytest.mark.parametrize(
+    ("password", "why"),
+    [
+        ("password", "about 3 tries find it (this is a top-10 common password)"),
+        ("Piaf-VPN", "tries find it"),  # the network's name
+        ("berlin1", "tries find it"),  # a member's nickname
+        ("asterisk", "tries find it"),
+        ("aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "repeats"),
+    ],
+)
+def test_a_password_that_is_as_good_as_none_is_refused_unless_forced(
+    daemon: FakeDaemon, password: str, why: str
+) -> None:
+    daemon.networks = [NETWORK]
+    command = ("passwd", "piaf-vpn", "--password-file", "-")
+    done = meshvpn(daemon.path, *command, stdin=password)
+    assert (done.returncode, daemon.requests) == (1, [])
+    assert done.stderr.startswith("meshvpn: that password is too weak, ")
+    assert why in done.stderr
+    assert done.stderr.endswith("; choose a longer one, or give --force\n")
+    assert meshvpn(daemon.path, *command, "--force", stdin=password).returncode == 0
+    request = msgspec.json.decode(daemon.requests[0][2], type=ipc.PasswordRequest)
+    assert request.locator == derive_network_keys("piaf-vpn", password).locator.hex()
+
+
+def test_a_weak_password_is_taken_with_a_warning_and_a_good_one_without(daemon: FakeDaemon) -> None:
+    command = ("passwd", "n", "--password-file", "-")
+    done = meshvpn(daemon.path, *command, stdin="new password")
+    assert done.returncode == 0
+    assert done.stderr.startswith("meshvpn: warning: that password is weak, about 1,000,000 tries find it")
+    assert meshvpn(daemon.path, *command, stdin=PASSWORD).stderr == ""
+
+
+def test_a_long_password_is_judged_soon_and_by_its_beginning(daemon: FakeDaemon) -> None:
+    done = meshvpn(daemon.path, "passwd", "n", "--password-file", "-", stdin="xq" * 512)
+    assert done.returncode == 1
+    assert "too weak" in done.stderr
+
+
+def test_who_joins_with_a_weak_password_is_not_lectured(daemon: FakeDaemon) -> None:
+    daemon.reply = NETWORK
+    done = meshvpn(daemon.path, "join", "n", "--server", "example.org", "--password-file", "-", stdin="password")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_weak_password_is_asked_for_again_at_a_terminal(daemon: FakeDaemon) -> None:
+    status, shown = _typed(daemon, ["passwd", "n"], "geheim\n", f"{PASSWORD}\n", f"{PASSWORD}\n")
+    assert (status, len(daemon.requests)) == (0, 1)
+    assert "that password is too weak" in shown
+
+
+def test_enter_at_a_terminal_makes_a_password_and_shows_it_once(daemon: FakeDaemon) -> None:
+    status, shown = _typed(daemon, ["passwd", "n"], "\n")
+    made = re.search(r"The password is (([a-z]{5}-){4}[a-z]{5})\s", shown)
+    assert status == 0
+    assert made is not None
+    request = msgspec.json.decode(daemon.requests[0][2], type=ipc.PasswordRequest)
+    assert request.locator == derive_network_keys("n", made[1]).locator.hex()
+
+
+def test_made_passwords_are_all_different_and_strong() -> None:
+    made = [strength.generate() for _ in range(100)]
+    assert len(set(made)) == 100
+    assert not any(strength.judge(password, []).is_weak for password in made)
+
+
 def test_the_end_of_input_is_no_password(daemon: FakeDaemon) -> None:
     status, shown = _typed(daemon, ["passwd", "n"], "\x04")
     assert (status, daemon.requests) == (2, [])
-    assert "no password was given; try again" in shown
+    assert "nothing was typed; try again" in shown
 
 
 def test_an_interrupt_ends_quietly(daemon: FakeDaemon) -> None:

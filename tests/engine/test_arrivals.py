@@ -34,7 +34,26 @@ def test_the_counts_outlive_a_keypair(joined: Side) -> None:
     stats = joined.stats()
     assert (stats.reordered_packets, stats.duplicate_packets, stats.lost_packets) == (2, 2, 0)
     joined.plane.forget_keypairs(1)
-    assert joined.stats()[4:7] == stats[4:7]
+    assert joined.stats()[4:8] == stats[4:8]
+
+
+def test_received_and_lost_count_keepalives_too_and_each_keypair_once(joined: Side) -> None:
+    inject(joined, [0, 3])
+    joined.inject(seal(1, 2, 5, b""))
+    for number in range(3, 13, 2):
+        # The peer uses each at once, and what was before goes.
+        install(joined.plane, number, number + 1, is_initiator=False)
+        joined.inject(seal(number, number + 1, 1, b""))
+        joined.settle()
+    stats = joined.stats()
+    assert (stats.rx_packets, stats.received_packets, stats.lost_packets) == (2, 8, 8)
+
+
+def test_a_late_packet_is_received_and_no_longer_lost(joined: Side) -> None:
+    inject(joined, [0, 2])
+    assert joined.stats()[4:6] == (2, 1)
+    inject(joined, [1])
+    assert joined.stats()[4:6] == (3, 0)
 
 
 def test_the_engine_counts_as_its_twin_does(joined: Side) -> None:

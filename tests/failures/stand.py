@@ -137,6 +137,7 @@ class Stand:
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
         self.server: subprocess.Popen[bytes] | None = None
+        self.daemons: list[Daemon] = []
 
     def start_server(self) -> None:
         """Start the rendezvous, the first time or again."""
@@ -161,7 +162,9 @@ class Stand:
 
     def daemon(self, name: str, where: str = "net", options: Sequence[str] = ()) -> Daemon:
         """A daemon with a state of its own, not started."""
-        return Daemon(self.lab, name, where, [str(BIN / "meshvpnd")], options)
+        made = Daemon(self.lab, name, where, [str(BIN / "meshvpnd")], options)
+        self.daemons.append(made)
+        return made
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,6 +103,13 @@ def test_no_running_program_shows_a_secret_in_its_arguments_or_environment(made:
     assert made.server is not None
     shown = [Path(f"/proc/{made.server.pid}/{name}").read_bytes() for name in ("cmdline", "environ")]
     assert secrets.found_in(b"".join(shown)) == []
+
+
+def test_no_running_program_leaves_a_core(made: Stand) -> None:
+    assert made.server is not None
+    for process in (made.server, *(daemon.running for daemon in made.daemons)):
+        limits = Path(f"/proc/{process.pid}/limits").read_text()
+        assert re.search(r"^Max core file size +0 +0 ", limits, re.MULTILINE), process.args
 
 
 def test_secrets_are_in_files_that_only_root_reads(made: Stand, secrets: Secrets) -> None:

@@ -430,7 +430,14 @@ def _packet(source: str, destination: str, number: int) -> bytes:
 def _figures(plane: DataPlane, number: int) -> tuple[Traffic, Stamps]:
     stats = plane.stats(number)
     return (
-        Traffic(stats.rx_packets, stats.tx_packets, stats.rx_bytes, stats.tx_bytes),
+        Traffic(
+            stats.rx_packets,
+            stats.tx_packets,
+            stats.rx_bytes,
+            stats.tx_bytes,
+            stats.received_packets,
+            stats.lost_packets,
+        ),
         Stamps(
             stats.first_sent_at,
             stats.first_received_at,

@@ -52,9 +52,36 @@ def test_a_network_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     assert loaded.problems == []
 
 
+@pytest.mark.parametrize(("opened", "mode"), [("file", 0o640), ("file", 0o604), ("directory", 0o750)])
+def test_keys_that_are_open_to_others_are_closed_and_that_is_told_once(tmp_path: Path, opened: str, mode: int) -> None:
+    directory = StateDir(tmp_path)
+    directory.save(_network())
+    place = tmp_path / _network().uid.hex()
+    changed = place / "network" if opened == "file" else place
+    changed.chmod(mode)
+    loaded = directory.load()
+    assert loaded.networks == [_network()]
+    assert [changed.stat().st_mode & 0o777] == [0o600 if opened == "file" else 0o700]
+    assert len(loaded.problems) == 1
+    assert f"{changed} was open to others (mode {mode:04o}) and is closed now" in loaded.problems[0]
+    assert directory.load().problems == []
+    directory.close()
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o702])
+def test_a_directory_into_which_others_may_write_is_not_used(tmp_path: Path, mode: int) -> None:
+    place = tmp_path / "state"
+    place.mkdir()
+    place.chmod(mode)
+    with pytest.raises(StateError, match=f"mode {mode:04o}.*chmod 700 {place}"):
+        StateDir(place)
+    assert list(place.iterdir()) == []
+
+
 def test_a_damaged_network_is_kept_aside_and_named_also_at_later_starts(tmp_path: Path) -> None:
-    (tmp_path / "aa").mkdir()
+    (tmp_path / "aa").mkdir(mode=0o700)
     (tmp_path / "aa" / "network").write_bytes(b"rubbish")
+    (tmp_path / "aa" / "network").chmod(0o600)
     directory = StateDir(tmp_path)
     for _ in range(2):
         loaded = directory.load()
@@ -67,7 +94,8 @@ def test_a_damaged_network_is_kept_aside_and_named_also_at_later_starts(tmp_path
 def test_a_network_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path) -> None:
     directory = StateDir(tmp_path)
     directory.save(_network())
-    (tmp_path / "00" / "network").mkdir(parents=True)
+    (tmp_path / "00").mkdir(mode=0o700)
+    (tmp_path / "00" / "network").mkdir()
     loaded = directory.load()
     directory.close()
     assert [network.name for network in loaded.networks] == ["office"]
