@@ -21,6 +21,8 @@ STAR = (("20.3.1.2", "20.3.1.1"), ("20.3.2.2", "20.3.2.1"))
 OUTER_MTU = 1500
 INNER = ("10.77.0.1", "10.77.0.2")
 INNER_MTU = 1400
+PATIENCE = 120.0
+"""Seconds for a program to start, on a machine where a hundred daemons do so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ class Arena(Lab):
 
     def wait_ready(self, process: subprocess.Popen[bytes], name: str) -> None:
         """Wait until what a program prints has "ready" in it. Raises LabError with its last line if it ends before."""
-        self.wait(f"{name} ready", lambda: "ready" in self.log(name) or process.poll() is not None)
+        self.wait(f"{name} ready", lambda: "ready" in self.log(name) or process.poll() is not None, timeout=PATIENCE)
         if "ready" not in self.log(name):
             raise LabError(f"{name} did not start: {self.last_line(name)}")
 
