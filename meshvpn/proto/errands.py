@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from . import control
-from .charter import check_charter, may_sign_for_network
+from .charter import check_charter, decode_charter, may_sign_for_network
 from .control import MAX_MEMBERS, MemberEntry
 from .control_session import ControlSession
 from .errors import MalformedMessage
@@ -24,29 +24,34 @@ class Errands:
         self._roster = roster
         self._session = session
         self._charter: Signed | None = None
+        self._epoch: int | None = None
         self._approvals: dict[bytes, Signed | None] = {}
         self._tried: set[Signed] = set()
         self._underway: tuple[int, Signed] | None = None
 
     @property
-    def epoch_is_told(self) -> bool:
-        """False while the server has a charter of another epoch than ours, and takes no record of ours."""
-        return self._charter == self._roster.signed_charter
+    def is_epoch_known(self) -> bool:
+        """False while the server has a charter of another epoch than our key, and takes no record of ours."""
+        return self._epoch in (None, self._roster.key_epoch)
 
     def handle_detached(self) -> None:
         """From here on we don't know."""
-        self._charter, self._underway = None, None
+        self._charter = self._epoch = self._underway = None
         self._approvals.clear()
         self._tried.clear()
 
     def handle_charter(self, charter: Signed, members: Sequence[MemberEntry]) -> None:
-        """Its charter, with everybody's entries."""
+        """Its charter, with everybody's entries. Of one that makes no sense nothing follows."""
+        try:
+            self._epoch = decode_charter(charter).epoch
+        except MalformedMessage:
+            return self.handle_detached()
         self._charter = charter
         self._approvals = {entry.identity: entry.approval for entry in members[:MAX_MEMBERS]}
 
     def handle_stored(self, charter: Signed) -> None:
         """It took this one from us."""
-        self._charter = charter
+        self._charter, self._epoch = charter, decode_charter(charter).epoch
 
     def handle_entry(self, entry: MemberEntry) -> None:
         """One member's."""
@@ -60,7 +65,7 @@ class Errands:
         _, told = self._underway
         self._underway = None
         if code is None and told == self._roster.signed_charter:
-            self._charter = told
+            self.handle_stored(told)
         return True
 
     def run(self, envelopes: Callable[[], list[Signed]], *, now: float) -> None:

@@ -322,7 +322,9 @@ class Membership:
         """The server must hold our newest record; who resealed it for a new epoch may have had an older one."""
         own = next((entry for entry in members if entry.identity == self._keys.identity.public), None)
         held = self._roster.open_envelope(own.envelope) if own is not None else None
-        if not self._roster.is_over and (held is None or not self._is_current(held)):
+        if self._roster.is_over or not self.errands.is_epoch_known:
+            return  # with a newer charter the server gets our record too
+        if held is None or not self._is_current(held):
             self.publish_record(now=now, wall=wall)
 
     def publish_record(self, *, now: float, wall: int) -> int | None:

@@ -161,8 +161,7 @@ class Node(Verbs):
         match outcome:
             case CharterChanged(charter=charter, members=members):
                 self._count(self.roster.handle_charter(charter, members, wall=wall))
-                self.membership.errands.handle_charter(charter, members)
-                self.membership.publish_record_if_missing(members, now=now, wall=wall)
+                self._follow_server(charter, members, now, wall_ns)
             case MemberChanged(entry=entry):
                 self._count(self.roster.handle_entry(entry, wall=wall))
                 self.membership.errands.handle_entry(entry)
@@ -409,7 +408,6 @@ class Node(Verbs):
         self.session.use_attach(attach_opening(self._keys.identity, self.roster.uid, instance=instance))
         self._stand_up(now)
         self._count(self.roster.handle_charter(answer.charter, answer.members, wall=_seconds(wall_ns)))
-        self.membership.errands.handle_charter(answer.charter, answer.members)
         self._settle_roster(now, wall_ns)
         ports = dict.fromkeys((welcome.udp_port, welcome.udp_port2))
         self._peering.offers.handle_attached(now=now)
@@ -419,10 +417,17 @@ class Node(Verbs):
         self._relay_id = answer.relay.id
         self._binding.handle_servers([Address(host, welcome.udp_port) for host in self._udp_hosts], now=now)
         self._binding.handle_grant(answer.relay, now=now)
-        self.membership.publish_record_if_missing(answer.members, now=now, wall=_seconds(wall_ns))
+        self._follow_server(answer.charter, answer.members, now, wall_ns)
         for presence in answer.online:
             self._peering.handle_presence(presence, now=now)
         self._events.append(ServerChanged("connected"))
+
+    def _follow_server(self, charter: Signed, members: Sequence[control.MemberEntry], now: float, wall_ns: int) -> None:
+        """It may lack something: our record, or what happened while it was away."""
+        wall = _seconds(wall_ns)
+        self.membership.errands.handle_charter(charter, members)
+        self.membership.publish_record_if_missing(members, now=now, wall=wall)
+        self.membership.reconcile(now=now, wall=wall)
 
     def _settle_roster(self, now: float, wall_ns: int) -> bool:
         """True if there was something, which may have made requests."""

@@ -22,12 +22,15 @@ from meshvpn.proto.control_session import (
     Opening,
     SessionAttached,
     SessionRefused,
+    approved_opening,
     attach_opening,
     create_opening,
+    invited_opening,
     join_opening,
 )
 from meshvpn.proto.dataplane import DataPlane, HandshakeWanted, KeypairConfirmed, PathSeen, RekeyWanted
 from meshvpn.proto.events import ActionFinished, NodeEvent, PeerChanged, SocketsUnwanted, SocketsWanted, StateChanged
+from meshvpn.proto.invites import InviteKeys
 from meshvpn.proto.keys import Identity, NetworkKeys, network_uid
 from meshvpn.proto.membership import MemberKeys, Profile
 from meshvpn.proto.node import Node
@@ -96,7 +99,7 @@ class Member:
         self._tunnel_key = self._entropy(32)
         self._disco = self._entropy(32)
         self._session: ControlSession | None = None
-        self._keys: NetworkKeys | None = None
+        self._accept: Callable[[Signed], RosterState] | None = None
         self._poll_at: float | None = None
         self._is_relayed = False
         self._transmits: list[Transmit] = []
@@ -114,8 +117,27 @@ class Member:
         self._enrol(create_opening(self.identity, uid, state.charter, instance=self._instance()))
 
     def join(self, keys: NetworkKeys) -> None:
-        self._keys, self.saved = keys, None
-        self._enrol(join_opening(self.identity, keys.locator, instance=self._instance()))
+        self._join(
+            join_opening(self.identity, keys.locator, instance=self._instance()),
+            lambda charter: admission.by_password(charter, keys),
+        )
+
+    def join_invited(self, keys: InviteKeys) -> None:
+        self._join(
+            invited_opening(self.identity, keys, instance=self._instance()),
+            lambda charter: admission.by_invite(charter, keys),
+        )
+
+    def join_owned(self, key: Identity) -> None:
+        """With the owner's key, as another host exported it."""
+        self.owner, uid = key, network_uid(key.public)
+        approval = owner.approval_by(key, uid, self.identity.public, wall=self._wall())
+        opening = approved_opening(self.identity, uid, approval, instance=self._instance())
+        self._join(opening, lambda charter: admission.by_owner(charter, key))
+
+    def _join(self, opening: Opening, accept: Callable[[Signed], RosterState]) -> None:
+        self._accept, self.saved = accept, None
+        self._enrol(opening)
 
     def act(self, action: Action) -> int | None:
         """The outcome is in `finished` under the number returned."""
@@ -281,8 +303,8 @@ class Member:
 
     def _admit(self, session: ControlSession, attached: SessionAttached) -> None:
         if self.saved is None:
-            assert self._keys is not None
-            state = admission.by_password(attached.answer.charter, self._keys)
+            assert self._accept is not None
+            state = self._accept(attached.answer.charter)
             charter = msgspec.msgpack.encode(state)
             uid = Roster(b"", self.identity, state).charter.owner
             self.saved = Saved(network_uid(uid), charter, "", self.name, self._wall())
