@@ -21,7 +21,9 @@ from .signed import Signed
 
 PREVIOUS_EPOCH_LIFETIME = 24 * 3600
 """Seconds for which a member that was away during a rotation still finds an answer (DESIGN §5)."""
-MAX_EPOCH_KEYS = 2
+MAX_EPOCH_KEYS = 8
+"""Those that are kept: a line of charters that turns out to be void leads back to an older one."""
+_IN_USE = 2
 """The current one and the one before."""
 
 _settings_decoder = msgspec.msgpack.Decoder(Settings)
@@ -74,7 +76,8 @@ class EpochKeys:
         if key is None or (charter.epoch, key) == (self.newest.epoch, self.newest.key):
             return False
         superseded = msgspec.structs.replace(self.newest, superseded_at=wall)
-        self._keys = [EpochKey(charter.epoch, key), superseded, *self._keys[1:]][:MAX_EPOCH_KEYS]
+        older = [entry for entry in (superseded, *self._keys[1:]) if entry.key != key]
+        self._keys = [EpochKey(charter.epoch, key), *older][:MAX_EPOCH_KEYS]
         return True
 
     def preshared_keys(self, tunnel_key: bytes, own_tunnel_key: bytes, *, since: int, wall: int) -> list[bytes]:
@@ -83,17 +86,18 @@ class EpochKeys:
         """
         return [
             key_rules.pair_psk(entry.key, own_tunnel_key, tunnel_key)
-            for entry in self._keys
+            for entry in self._keys[:_IN_USE]
             if entry.superseded_at is None or (entry.epoch >= since and _left(entry.superseded_at, wall) > 0)
         ]
 
     def lan_tags(self, identity: bytes) -> list[bytes]:
         """A member's, newest epoch first."""
-        return [key_rules.lan_tag(entry.key, identity) for entry in self._keys]
+        return [key_rules.lan_tag(entry.key, identity) for entry in self._keys[:_IN_USE]]
 
     def previous_left(self, *, wall: int) -> int | None:
         """Seconds until the previous key is worth nothing; None if there is none, or it is already."""
-        lefts = [_left(entry.superseded_at, wall) for entry in self._keys if entry.superseded_at is not None]
+        used = self._keys[:_IN_USE]
+        lefts = [_left(entry.superseded_at, wall) for entry in used if entry.superseded_at is not None]
         return min((left for left in lefts if left > 0), default=None)
 
     def seal(self, plaintext: bytes, entropy: Callable[[int], bytes]) -> bytes:
@@ -102,20 +106,23 @@ class EpochKeys:
 
     def open(self, sealed: bytes) -> bytes | None:
         """What a member sealed in this epoch or the one before."""
-        for entry in self._keys:
+        for entry in self._keys[:_IN_USE]:
             if (plaintext := key_rules.open_secret(entry.key, sealed)) is not None:
                 return plaintext
         return None
 
     def open_envelope(self, envelope: Envelope) -> Signed | None:
         """The member-signed record inside, unchecked. Raises MalformedMessage if what opens is none."""
-        for entry in self._keys:
+        for entry in self._keys[:_IN_USE]:
             plaintext = key_rules.open_secret(entry.key, envelope.sealed) if entry.epoch == envelope.epoch else None
             if plaintext is not None:
                 return decode_signed(plaintext)
         return None
 
     def _find(self, charter: Charter, before: Charter) -> bytes | None:
+        for entry in self._keys:
+            if entry.epoch == charter.epoch and key_rules.open_secret(entry.key, charter.sealed) is not None:
+                return entry.key
         for plaintext in self._grants(charter, before):
             if plaintext is not None and (key := open_grant(plaintext, self._uid, charter.epoch)) is not None:
                 return key

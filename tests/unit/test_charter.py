@@ -243,6 +243,8 @@ class World:
                 return owner.change_password(roster, signer, keys, entropy=entropy, wall=5)
             case "access":
                 return owner.set_access(roster, signer, ["open", "approve", "locked"][target % 3], wall=5)
+            case "dismiss":
+                return owner.set_admins(roster, signer, [a for a in roster.admins if a != who], wall=5)
             case _:
                 admins = [self.identities[admin].public for admin in (*ADMINS, target)]
                 known = [admin for admin in admins if admin in roster.members]
