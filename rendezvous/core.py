@@ -33,7 +33,7 @@ from meshvpn.proto.control import (
 )
 from meshvpn.proto.drops import DropReason
 from meshvpn.proto.errors import MalformedMessage
-from meshvpn.proto.invites import check_invitation
+from meshvpn.proto.invites import check_invitation, find_invite
 from meshvpn.proto.keys import is_identity, network_uid, verify_detached
 from meshvpn.proto.record import check_approval, check_envelope, check_leave
 from meshvpn.proto.signed import DOMAIN_SESSION, Signed
@@ -213,6 +213,8 @@ def _join(document: NetworkDoc | None, request: Join, wall: int) -> Outcome:
         return _join_approved(document, charter, request, request.approval, wall)
     if charter.access == "locked":
         return _refuse(request, RefusalCode.LOCKED, "the network is locked: its owner admits nobody")
+    if request.invitation is not None and find_invite(charter, request.locator) is None:
+        return unknown
     if request.invitation is not None:
         return _join_invited(document, charter, request, request.invitation, wall)
     if charter.locator != request.locator:

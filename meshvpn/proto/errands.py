@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from . import control
-from .charter import check_charter, decode_charter, may_sign_for_network
+from .charter import Charter, check_charter, check_genuine, decode_charter, may_sign_for_network
 from .control import MAX_MEMBERS, MemberEntry
 from .control_session import ControlSession
 from .errors import MalformedMessage
@@ -33,6 +33,18 @@ class Errands:
     def is_epoch_known(self) -> bool:
         """False while the server has a charter of another epoch than our key, and takes no record of ours."""
         return self._epoch in (None, self._roster.key_epoch)
+
+    @property
+    def usurped(self) -> Charter | None:
+        """The server's charter, if it is by an admin who may not sign any more as far as we know: it lacks what we
+        have, and does not take that, since its own line is longer.
+        """
+        if self._charter is None or may_sign_for_network(self._roster.charter, self._charter.signer):
+            return None
+        try:
+            return check_genuine(self._charter)
+        except MalformedMessage:
+            return None  # it is nobody's
 
     def handle_detached(self) -> None:
         """From here on we don't know."""

@@ -15,6 +15,7 @@ from msgspec import structs
 from . import control, disco, names, owner, primitives
 from .acts import Kind
 from .audit import Entry
+from .charter import is_banned
 from .control import MemberEntry, RefusalCode
 from .control_session import ControlSession
 from .errands import Errands
@@ -214,7 +215,7 @@ class Membership:
         has_key = self._roster.key_epoch == self._roster.charter.epoch
         if has_key and self._roster.role(self._signer) != "member":
             self._approve_invited(wall)
-            for make in (self._join_lines, self._grant):
+            for make in (self._overrule, self._join_lines, self._grant):
                 if self._repair is None and (update := make(wall)) is not None:
                     self._publish(_Change(_again(make), update, None, needs_server=False), now)
         if self._repair is None:
@@ -277,6 +278,20 @@ class Membership:
         if admins == self._roster.admins:
             raise MembershipError("that member is an admin already" if kind is Kind.ADMIN_ADD else "that is no admin")
         return owner.set_admins(self._roster, self._signer, admins, wall=wall, kind=kind, subject=target)
+
+    def _overrule(self, wall: int) -> CharterUpdate | None:
+        theirs = self.errands.usurped
+        if theirs is None or is_banned(theirs, self._signer.public):
+            return None
+        return owner.overrule(
+            self._roster,
+            self._signer,
+            self._keys.identity,
+            self.own_record,
+            theirs,
+            entropy=self._entropy,
+            wall=wall,
+        )
 
     def _join_lines(self, wall: int) -> CharterUpdate | None:
         return owner.join_lines(

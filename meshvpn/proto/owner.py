@@ -29,6 +29,7 @@ from .charter import (
     Settings,
     admin_serial,
     is_banned,
+    merge_versions,
 )
 from .epochs import EpochKey
 from .errors import MembershipError
@@ -208,6 +209,37 @@ def join_lines(
     settings = roster.settings
     secrets = (charter.locator, settings.wrap_key) if roster.lines.is_one_password else (None, None)
     return _rotate(roster, signer, founder, own_record, charter, secrets, entropy(32), entropy=entropy, wall=wall)
+
+
+def overrule(
+    roster: Roster,
+    signer: Identity,
+    founder: Identity,
+    own_record: Signed | None,
+    theirs: Charter,
+    *,
+    entropy: Entropy,
+    wall: int,
+) -> CharterUpdate:
+    """Go on from a charter that the server took from an admin who was dismissed or evicted, as we know and it did not.
+
+    Whom that one banned or unbanned is as before; the server wants to see that nothing is forgotten.
+    """
+    charter = _writable(roster, signer)
+    version = max(charter.version, theirs.version) + 1
+    evicted, unbanned = (
+        merge_versions(charter.evicted, theirs.evicted),
+        merge_versions(charter.unbanned, theirs.unbanned),
+    )
+    both = msgspec.structs.replace(charter, evicted=evicted, unbanned=unbanned)
+    for who in {*evicted, *unbanned}:
+        if is_banned(charter, who) != is_banned(both, who):
+            (evicted if is_banned(charter, who) else unbanned)[who] = version
+    over = msgspec.structs.replace(both, epoch=max(charter.epoch, theirs.epoch))
+    secrets = (charter.locator, roster.settings.wrap_key)
+    return _rotate(
+        roster, signer, founder, own_record, over, secrets, entropy(32), version=version, entropy=entropy, wall=wall
+    )
 
 
 def grant_to_forgotten(roster: Roster, signer: Identity, *, entropy: Entropy, wall: int) -> CharterUpdate | None:
@@ -395,6 +427,7 @@ def _rotate(
     *,
     entropy: Entropy,
     wall: int,
+    **changes: Any,
 ) -> CharterUpdate:
     """A new epoch for everybody whom the charter does not ban and who is not pending."""
     name, epoch, (locator, wrap_key) = roster.settings.name, charter.epoch + 1, secrets
@@ -415,6 +448,7 @@ def _rotate(
         grants={identity: _grant(identity, roster.uid, epoch, epoch_key, entropy) for identity in staying},
         # Only who has the code could seal the new key for it; and the evicted may have sent codes out.
         invites=[],
+        **changes,
     )
     envelopes = [_envelope(signer, record, roster.uid, epoch, epoch_key, entropy) for record in records.values()]
     return CharterUpdate(updated.charter, envelopes)
@@ -438,8 +472,8 @@ def _act(
 
 
 def _update(roster: Roster, charter: Charter, signer: Identity, wall: int, **changes: Any) -> CharterUpdate:
-    changes = {"invites": _open_invites(charter, wall), **changes}
-    updated = msgspec.structs.replace(charter, version=_next_version(roster.charter), issued_at=wall, **changes)
+    usual = {"version": _next_version(roster.charter), "invites": _open_invites(charter, wall), "issued_at": wall}
+    updated = msgspec.structs.replace(charter, **{**usual, **changes})
     if updated.access == "approve":
         # Whoever is in stays in, whatever becomes of the admin that approved it.
         members = sorted(who for who in roster.approved_members() if not is_banned(updated, who))

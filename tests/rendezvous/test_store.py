@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from meshvpn.proto.charter import Invite
 from rendezvous.core import NetworkDoc, StoredEntry
 from rendezvous.sqlite_store import SCHEMA_VERSION, SqliteStore
 from rendezvous.store import ConflictError, LocatorTakenError, Store, Stored, StoreError
@@ -274,3 +275,42 @@ def damage(path: Path, offset: int) -> None:
     content = bytearray(path.read_bytes())
     content[offset : offset + 4096] = b"\xff" * 4096
     path.write_bytes(content)
+
+
+async def test_an_invite_is_found_while_the_charter_has_it_and_never_as_a_password(store: Store) -> None:
+    network, locators = Network(), [bytes([number]) * 32 for number in (1, 2)]
+    network.charter = msgspec.structs.replace(network.charter, invites=[invite(locator) for locator in locators])
+    await store.put(document_of(network), 0)
+    assert [await store.find_invite(locator) for locator in locators] == [network.uid, network.uid]
+    assert [await store.find(locator) for locator in locators] == [None, None]
+    assert await store.find_invite(document_locator(network)) is None
+    network.change(invites=[invite(locators[1])])
+    await store.put(document_of(network), 1)
+    assert [await store.find_invite(locator) for locator in locators] == [None, network.uid]
+    thief = Network(2)
+    thief.charter = msgspec.structs.replace(thief.charter, invites=[invite(locators[1])])
+    with pytest.raises(LocatorTakenError):
+        await store.put(document_of(thief), 0)
+    assert await store.count() == 1
+
+
+async def test_a_database_of_before_invites_is_carried_on(path: Path) -> None:
+    network = Network()
+    with sqlite3.connect(path) as database:
+        database.executescript(
+            "CREATE TABLE networks (uid BLOB PRIMARY KEY, locator BLOB UNIQUE, revision INTEGER NOT NULL,"
+            " document BLOB NOT NULL) WITHOUT ROWID; PRAGMA user_version=1"
+        )
+        body = msgspec.msgpack.encode(document_of(network))
+        database.execute("INSERT INTO networks VALUES (?, ?, 1, ?)", (network.uid, document_locator(network), body))
+    database.close()
+    store = await SqliteStore.open(path)
+    assert await store.get(network.uid) == Stored(document_of(network), 1)
+    network.change(invites=[invite(b"i" * 32)])
+    await store.put(document_of(network), 1)
+    assert await store.find_invite(b"i" * 32) == network.uid
+    await store.close()
+
+
+def invite(locator: bytes) -> Invite:
+    return Invite(locator, b"wrap", b"k" * 32, 1, 1)

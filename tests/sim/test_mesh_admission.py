@@ -199,6 +199,29 @@ def test_any_member_tells_the_server_of_a_charter_that_it_heard_elsewhere() -> N
     assert [refusal.code for refusal in late.refusals] == ["unknown_network"]
 
 
+def test_the_owner_has_the_last_word_when_a_dismissed_admin_was_faster_at_the_server() -> None:
+    mesh = Mesh()
+    a, b, c = mesh.found(*THREE)
+    do(mesh, a, lambda node, now, wall_ns: node.add_admin("b", now=now, wall_ns=wall_ns))
+    mesh.rendezvous.stop()
+    mesh.run(1.0)
+    a.act(lambda node, now, wall_ns: node.remove_admin("b", now=now, wall_ns=wall_ns))
+    a.stop()
+    mesh.rendezvous.start()
+    mesh.run(6.0)
+    evict(mesh, b, c, NEW_KEYS)  # nobody but a knows that it may not
+    a.start()
+    mesh.run(6.0)
+    assert a.roster.charter == b.roster.charter
+    assert mesh.rendezvous.stored(a.roster.uid).document.charter == a.roster.signed_charter
+    assert not a.roster.charter.admins or not a.roster.admins
+    assert a.roster.charter.locator == KEYS.locator
+    c.stop()
+    c.join(KEYS)
+    mesh.run(3.0)
+    assert all(mesh.reaches(left, right) for left, right in pairs([a, b, c]))
+
+
 def test_the_owners_key_on_another_host_opens_a_network_whose_password_is_retired() -> None:
     mesh = Mesh()
     a, b, c = mesh.found(*THREE)
