@@ -12,20 +12,21 @@ from dataclasses import dataclass, replace
 
 from msgspec import structs
 
-from . import control, disco, names, owner, primitives
+from . import control, disco, names, owner, primitives, repair
 from .acts import Kind
 from .audit import Entry
 from .charter import is_banned
 from .control import MemberEntry, RefusalCode
 from .control_session import ControlSession
+from .drafts import CharterUpdate
 from .errands import Errands
 from .errors import MalformedMessage, MembershipError
 from .events import ActionFinished
 from .invites import check_invitation, invite_keys
 from .keys import Identity, NetworkKeys, network_uid
 from .member import Member
-from .owner import CharterUpdate, PasswordRule
-from .record import check_record
+from .owner import PasswordRule
+from .record import check_record, record_of
 from .roster import Roster
 from .signed import Signed
 
@@ -283,7 +284,7 @@ class Membership:
         theirs = self.errands.usurped
         if theirs is None or is_banned(theirs, self._signer.public):
             return None
-        return owner.overrule(
+        return repair.overrule(
             self._roster,
             self._signer,
             self._keys.identity,
@@ -294,15 +295,15 @@ class Membership:
         )
 
     def _join_lines(self, wall: int) -> CharterUpdate | None:
-        return owner.join_lines(
+        return repair.join_lines(
             self._roster, self._signer, self._keys.identity, self.own_record, entropy=self._entropy, wall=wall
         )
 
     def _grant(self, wall: int) -> CharterUpdate | None:
-        return owner.grant_to_forgotten(self._roster, self._signer, entropy=self._entropy, wall=wall)
+        return repair.grant_to_forgotten(self._roster, self._signer, entropy=self._entropy, wall=wall)
 
     def _sealed_records(self) -> list[Signed]:
-        return owner.seal_records(self._roster, self._signer, self.own_record, entropy=self._entropy)
+        return repair.seal_records(self._roster, self._signer, self.own_record, entropy=self._entropy)
 
     # Inside: approvals.
 
@@ -357,12 +358,12 @@ class Membership:
             record = check_record(signed, self._roster.charter)
         except MalformedMessage:
             return False
-        own = 0 if self.own_record is None else owner.record_of(self.own_record).sequence
+        own = 0 if self.own_record is None else record_of(self.own_record).sequence
         is_ours = record.disco_key == disco.public_key(self._keys.disco)
         return record.identity == self._keys.identity.public and record.sequence > own and not is_ours
 
     def _is_current(self, signed: Signed) -> bool:
-        record = owner.record_of(signed)
+        record = record_of(signed)
         return (
             signed == self.own_record
             and record.disco_key == disco.public_key(self._keys.disco)
@@ -372,7 +373,7 @@ class Membership:
 
     def _make_record(self, wall: int) -> Signed:
         # Seconds since 1970 grow across restarts and lost state, so the newest record always has the highest number.
-        previous = 0 if self.own_record is None else owner.record_of(self.own_record).sequence
+        previous = 0 if self.own_record is None else record_of(self.own_record).sequence
         made = owner.make_record(
             self._roster,
             self._keys.identity,

@@ -14,34 +14,31 @@ from typing import Any
 
 import msgspec
 
+from . import drafts
 from . import keys as key_rules
 from .acts import Kind, make_act, merge_acts
 from .charter import (
     ACCESS_MODES,
     MAX_ADMINS,
-    MAX_APPROVED,
     MAX_EVICTED,
     MAX_INVITES,
     AdminSet,
     Charter,
     EpochGrant,
-    Invite,
     Settings,
     admin_serial,
     is_banned,
-    merge_versions,
 )
+from .drafts import CharterUpdate
 from .epochs import EpochKey
 from .errors import MembershipError
 from .invites import MAX_TTL, MAX_USES, InviteKeys, find_invite, make_invite
 from .keys import Entropy, Identity, NetworkKeys
-from .record import Approval, Envelope, Leave, Record
+from .record import Approval, Leave, Record
 from .roster import Roster, RosterState
 from .signed import (
     DOMAIN_ADMINS,
     DOMAIN_APPROVAL,
-    DOMAIN_CHARTER,
-    DOMAIN_ENVELOPE,
     DOMAIN_LEAVE,
     DOMAIN_RECORD,
     Signed,
@@ -53,14 +50,6 @@ class PasswordRule(Enum):
 
     RETIRE = "retire"  # nobody can join until a new one is set
     KEEP = "keep"  # Hamachi's way: only the identity is banned
-
-
-@dataclass(frozen=True, slots=True)
-class CharterUpdate:
-    """What to publish: the charter and, after a change of epoch, all known records sealed anew."""
-
-    charter: Signed
-    envelopes: list[Signed]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +78,11 @@ def found_network(
         evicted={},
         unbanned={},
         admins=None,
-        sealed=_seal_settings(epoch_key, Settings(name, keys.wrap_key), entropy),
-        wrap=_wrap(keys.wrap_key, uid, 1, epoch_key, entropy),
-        grants={who.public: _grant(who.public, uid, 1, epoch_key, entropy) for who in (founder, owner)},
+        sealed=drafts.seal_settings(epoch_key, Settings(name, keys.wrap_key), entropy),
+        wrap=drafts.wrap(keys.wrap_key, uid, 1, epoch_key, entropy),
+        grants={who.public: drafts.grant(who.public, uid, 1, epoch_key, entropy) for who in (founder, owner)},
     )
-    return RosterState(_sign(charter, owner), [EpochKey(1, epoch_key)], [], {})
+    return RosterState(drafts.sign(charter, owner), [EpochKey(1, epoch_key)], [], {})
 
 
 def make_record(
@@ -134,12 +123,7 @@ def make_record(
 
 def seal_record(roster: Roster, identity: Identity, record: Signed, *, entropy: Entropy) -> Signed:
     """An envelope around our signed record, under the newest epoch key that we have."""
-    return _envelope(identity, record, roster.uid, roster.key_epoch, roster.epoch_key, entropy)
-
-
-def record_of(signed: Signed) -> Record:
-    """Our own record, parsed."""
-    return msgspec.msgpack.decode(signed.body, type=Record)
+    return drafts.envelope(identity, record, roster.uid, roster.key_epoch, roster.epoch_key, entropy)
 
 
 def make_leave(uid: bytes, identity: Identity, *, wall: int) -> Signed:
@@ -168,14 +152,14 @@ def evict(
     `founder` is our own member identity and `own_record` our record: we stay. Open invites become void. A `kind` of
     REJECT says that the target never was a member.
     """
-    charter, settings = _writable(roster, signer), roster.settings
+    charter, settings = drafts.writable(roster, signer), roster.settings
     if target == founder.public:
         raise MembershipError("you cannot evict yourself; use `meshvpn leave` or `meshvpn delete`")
     if is_banned(charter, target):
         raise MembershipError("that member is evicted already")
     if len(charter.evicted) >= MAX_EVICTED and target not in charter.evicted:
         raise MembershipError(f"{MAX_EVICTED} identities were evicted already; create a new network")
-    banned = msgspec.structs.replace(charter, evicted={**charter.evicted, target: _next_version(charter)})
+    banned = msgspec.structs.replace(charter, evicted={**charter.evicted, target: drafts.next_version(charter)})
     epoch_key = entropy(32)
     act = make_act(
         signer,
@@ -189,106 +173,35 @@ def evict(
     )
     noted = msgspec.structs.replace(banned, acts=merge_acts(banned.acts, [act]))
     secrets = _next_password(charter, settings, password)
-    return _rotate(roster, signer, founder, own_record, noted, secrets, epoch_key, entropy=entropy, wall=wall)
-
-
-def join_lines(
-    roster: Roster, signer: Identity, founder: Identity, own_record: Signed | None, *, entropy: Entropy, wall: int
-) -> CharterUpdate | None:
-    """One charter for all that admins did who were cut off from each other; None if there is nothing to join.
-
-    Whoever one of them evicted has the epoch key of the others: then the epoch changes once more. A password that not
-    all lines have is known to somebody who was evicted, so it retires.
-    """
-    charter = _writable(roster, signer)
-    is_betrayed = any(is_banned(charter, who) for who in charter.grants)
-    if roster.lines.are_joined and not is_betrayed:
-        return None
-    if not is_betrayed:
-        return _update(roster, charter, signer, wall)
-    settings = roster.settings
-    secrets = (charter.locator, settings.wrap_key) if roster.lines.is_one_password else (None, None)
-    return _rotate(roster, signer, founder, own_record, charter, secrets, entropy(32), entropy=entropy, wall=wall)
-
-
-def overrule(
-    roster: Roster,
-    signer: Identity,
-    founder: Identity,
-    own_record: Signed | None,
-    theirs: Charter,
-    *,
-    entropy: Entropy,
-    wall: int,
-) -> CharterUpdate:
-    """Go on from a charter that the server took from an admin who was dismissed or evicted, as we know and it did not.
-
-    Whom that one banned or unbanned is as before; the server wants to see that nothing is forgotten.
-    """
-    charter = _writable(roster, signer)
-    version = max(charter.version, theirs.version) + 1
-    evicted, unbanned = (
-        merge_versions(charter.evicted, theirs.evicted),
-        merge_versions(charter.unbanned, theirs.unbanned),
-    )
-    both = msgspec.structs.replace(charter, evicted=evicted, unbanned=unbanned)
-    for who in {*evicted, *unbanned}:
-        if is_banned(charter, who) != is_banned(both, who):
-            (evicted if is_banned(charter, who) else unbanned)[who] = version
-    over = msgspec.structs.replace(both, epoch=max(charter.epoch, theirs.epoch))
-    secrets = (charter.locator, roster.settings.wrap_key)
-    return _rotate(
-        roster, signer, founder, own_record, over, secrets, entropy(32), version=version, entropy=entropy, wall=wall
-    )
-
-
-def grant_to_forgotten(roster: Roster, signer: Identity, *, entropy: Entropy, wall: int) -> CharterUpdate | None:
-    """The epoch's key for members who joined before it and had none: unknown or not approved then; None without any."""
-    charter = _writable(roster, signer)
-    records = roster.forgotten()
-    if not records:
-        return None
-    epoch, epoch_key = charter.epoch, roster.epoch_key
-    grants = {who: _grant(who, roster.uid, epoch, epoch_key, entropy) for who in records}
-    update = _update(roster, charter, signer, wall, grants={**charter.grants, **grants})
-    envelopes = [_envelope(signer, record, roster.uid, epoch, epoch_key, entropy) for record in records.values()]
-    return CharterUpdate(update.charter, envelopes)
-
-
-def seal_records(roster: Roster, signer: Identity, own_record: Signed | None, *, entropy: Entropy) -> list[Signed]:
-    """Everybody's record under the current epoch key, for a server that has older ones; our own only if we may not."""
-    records = [] if own_record is None else [own_record]
-    if roster.role(signer) != "member":
-        records += roster.records().values()
-    return [_envelope(signer, record, roster.uid, roster.key_epoch, roster.epoch_key, entropy) for record in records]
+    return drafts.rotate(roster, signer, founder, own_record, noted, secrets, epoch_key, entropy=entropy, wall=wall)
 
 
 def unban(roster: Roster, signer: Identity, target: bytes, *, wall: int) -> CharterUpdate:
     """Let an evicted identity come back; it still has to know the password."""
-    charter = _writable(roster, signer)
+    charter = drafts.writable(roster, signer)
     if not is_banned(charter, target):
         raise MembershipError("that identity is not evicted")
     # Above the eviction's version, so that a merge of two histories keeps what came last.
-    unbanned = {**charter.unbanned, target: _next_version(charter)}
-    return _act(roster, charter, signer, wall, Kind.UNBAN, target, unbanned=unbanned)
+    unbanned = {**charter.unbanned, target: drafts.next_version(charter)}
+    return drafts.act(roster, charter, signer, wall, Kind.UNBAN, target, unbanned=unbanned)
 
 
 def change_password(
     roster: Roster, signer: Identity, keys: NetworkKeys, *, entropy: Entropy, wall: int
 ) -> CharterUpdate:
     """A new password for who joins from now on; members and calls do not notice."""
-    charter, settings = _writable(roster, signer), roster.settings
+    charter, settings = drafts.writable(roster, signer), roster.settings
     if charter.locator == keys.locator:
         raise MembershipError("that is the password which the network has already; choose another")
-    return _act(
+    return drafts.act(
         roster,
         charter,
         signer,
         wall,
         Kind.PASSWD,
         locator=keys.locator,
-        sealed=_seal_settings(roster.epoch_key, Settings(settings.name, keys.wrap_key), entropy),
-        wrap=_wrap(keys.wrap_key, roster.uid, charter.epoch, roster.epoch_key, entropy),
+        sealed=drafts.seal_settings(roster.epoch_key, Settings(settings.name, keys.wrap_key), entropy),
+        wrap=drafts.wrap(keys.wrap_key, roster.uid, charter.epoch, roster.epoch_key, entropy),
     )
 
 
@@ -297,10 +210,10 @@ def set_access(roster: Roster, signer: Identity, access: str, *, wall: int) -> C
 
     Who is a member when access becomes `approve` stays one.
     """
-    charter = _writable(roster, signer)
+    charter = drafts.writable(roster, signer)
     if access not in ACCESS_MODES:
         raise MembershipError(f"access {access} does not exist; use {', '.join(ACCESS_MODES)}")
-    return _act(roster, charter, signer, wall, Kind.ACCESS, detail=access, access=access)
+    return drafts.act(roster, charter, signer, wall, Kind.ACCESS, detail=access, access=access)
 
 
 def set_admins(
@@ -313,7 +226,7 @@ def set_admins(
     subject: bytes | None = None,
 ) -> CharterUpdate:
     """Delegate to these and to nobody else; the owner only. Whom a former admin approved stays approved."""
-    charter = _writable(roster, signer)
+    charter = drafts.writable(roster, signer)
     if signer.public != charter.owner:
         raise MembershipError("only the owner can appoint admins; ask the owner to do it")
     if len(identities) > MAX_ADMINS:
@@ -323,41 +236,41 @@ def set_admins(
         raise MembershipError(f"{unknown[0].hex()[:8]} is not a member; only members can be admins")
     admins = AdminSet(roster.uid, admin_serial(charter) + 1, list(dict.fromkeys(identities)))
     signed = signer.sign(DOMAIN_ADMINS, msgspec.msgpack.encode(admins))
-    return _act(roster, charter, signer, wall, kind, subject, admins=signed)
+    return drafts.act(roster, charter, signer, wall, kind, subject, admins=signed)
 
 
 def invite(
     roster: Roster, signer: Identity, keys: InviteKeys, *, uses: int, ttl: int, entropy: Entropy, wall: int
 ) -> CharterUpdate:
     """Let in so many who have this code, for `ttl` seconds."""
-    charter = _writable(roster, signer)
+    charter = drafts.writable(roster, signer)
     if charter.access == "locked":
         raise MembershipError("the network is locked, so nobody can use an invite; change its access first")
     if not 1 <= uses <= MAX_USES or not 1 <= ttl <= MAX_TTL:
         raise MembershipError(f"an invite is for 1 to {MAX_USES} uses and for at most {MAX_TTL // 86400} days")
-    invites = _open_invites(charter, wall)
+    invites = drafts.open_invites(charter, wall)
     if len(invites) >= MAX_INVITES:
         raise MembershipError(f"{MAX_INVITES} invites are open; revoke one first")
     if find_invite(charter, keys.locator) is not None:
         raise MembershipError("that invite exists already")
-    grant = msgspec.msgpack.encode(EpochGrant(roster.uid, charter.epoch, _current_key(roster)))
+    grant = msgspec.msgpack.encode(EpochGrant(roster.uid, charter.epoch, drafts.current_key(roster)))
     made = make_invite(keys, grant, entropy, uses=uses, expires_at=wall + ttl)
     detail = f"{keys.locator.hex()[:8]} for {uses}"
-    return _act(roster, charter, signer, wall, Kind.INVITE, detail=detail, invites=[*invites, made])
+    return drafts.act(roster, charter, signer, wall, Kind.INVITE, detail=detail, invites=[*invites, made])
 
 
 def revoke_invite(roster: Roster, signer: Identity, locator: bytes, *, wall: int) -> CharterUpdate:
     """Nobody joins by this invite any more."""
-    charter = _writable(roster, signer)
+    charter = drafts.writable(roster, signer)
     if find_invite(charter, locator) is None:
         raise MembershipError("there is no such invite; see `meshvpn invite` for those that are open")
     invites = [entry for entry in charter.invites if entry.locator != locator]
-    return _act(roster, charter, signer, wall, Kind.REVOKE, detail=locator.hex()[:8], invites=invites)
+    return drafts.act(roster, charter, signer, wall, Kind.REVOKE, detail=locator.hex()[:8], invites=invites)
 
 
 def approve(roster: Roster, signer: Identity, target: bytes, *, wall: int, via: bytes = b"") -> Signed:
     """The signature that lets an identity into a network with access `approve`; `via` is an invite's locator."""
-    charter = _writable(roster, signer)
+    charter = drafts.writable(roster, signer)
     if is_banned(charter, target):
         raise MembershipError("that member is evicted; use `meshvpn unban` first")
     return approval_by(signer, roster.uid, target, wall=wall, via=via)
@@ -371,23 +284,10 @@ def approval_by(signer: Identity, uid: bytes, target: bytes, *, wall: int, via: 
 
 def delete_network(roster: Roster, signer: Identity, *, wall: int) -> CharterUpdate:
     """End the network for everybody."""
-    charter = _writable(roster, signer)
+    charter = drafts.writable(roster, signer)
     if signer.public != charter.owner:
         raise MembershipError("only the owner can delete the network; use `meshvpn leave` to leave it")
-    return _act(roster, charter, signer, wall, Kind.DELETE, is_deleted=True, locator=None, wrap=None, invites=[])
-
-
-def _writable(roster: Roster, signer: Identity) -> Charter:
-    if roster.role(signer) == "member":
-        raise MembershipError("you are not the owner of this network; ask the owner to do it")
-    if roster.charter.is_deleted:
-        raise MembershipError("the network was deleted; `meshvpn leave` removes it here")
-    return roster.charter
-
-
-def _current_key(roster: Roster) -> bytes:
-    roster.settings  # noqa: B018  raises if we don't have it
-    return roster.epoch_key
+    return drafts.act(roster, charter, signer, wall, Kind.DELETE, is_deleted=True, locator=None, wrap=None, invites=[])
 
 
 def _next_password(
@@ -405,106 +305,3 @@ def _next_password(
 def _word(password: PasswordRule | NetworkKeys) -> str:
     rule = "new" if isinstance(password, NetworkKeys) else password.value
     return f"password {rule}"
-
-
-def _open_invites(charter: Charter, wall: int) -> list[Invite]:
-    return [entry for entry in charter.invites if entry.expires_at > wall]
-
-
-def _next_version(charter: Charter) -> int:
-    """Above everything that was merged into the charter, so that what is done now is what came last."""
-    return max(charter.version, *charter.evicted.values(), *charter.unbanned.values(), 0) + 1
-
-
-def _rotate(
-    roster: Roster,
-    signer: Identity,
-    founder: Identity,
-    own_record: Signed | None,
-    charter: Charter,
-    secrets: tuple[bytes | None, bytes | None],
-    epoch_key: bytes,
-    *,
-    entropy: Entropy,
-    wall: int,
-    **changes: Any,
-) -> CharterUpdate:
-    """A new epoch for everybody whom the charter does not ban and who is not pending."""
-    name, epoch, (locator, wrap_key) = roster.settings.name, charter.epoch + 1, secrets
-    records = {who: record for who, record in roster.records().items() if not is_banned(charter, who)}
-    if own_record is not None:
-        records[founder.public] = own_record
-    pending = {entry.identity for entry in roster.pending}
-    staying = dict.fromkeys(who for who in (founder.public, charter.owner, *records) if who not in pending)
-    updated = _update(
-        roster,
-        charter,
-        signer,
-        wall,
-        epoch=epoch,
-        locator=locator,
-        sealed=_seal_settings(epoch_key, Settings(name, wrap_key), entropy),
-        wrap=None if wrap_key is None else _wrap(wrap_key, roster.uid, epoch, epoch_key, entropy),
-        grants={identity: _grant(identity, roster.uid, epoch, epoch_key, entropy) for identity in staying},
-        # Only who has the code could seal the new key for it; and the evicted may have sent codes out.
-        invites=[],
-        **changes,
-    )
-    envelopes = [_envelope(signer, record, roster.uid, epoch, epoch_key, entropy) for record in records.values()]
-    return CharterUpdate(updated.charter, envelopes)
-
-
-def _act(
-    roster: Roster,
-    charter: Charter,
-    signer: Identity,
-    wall: int,
-    kind: Kind,
-    subject: bytes | None = None,
-    *,
-    detail: str = "",
-    **changes: Any,
-) -> CharterUpdate:
-    """A change that members read of in their audit lists."""
-    nick = "" if subject is None else roster.nick_of(subject)
-    act = make_act(signer, roster.uid, kind, _current_key(roster), wall=wall, subject=subject, nick=nick, detail=detail)
-    return _update(roster, charter, signer, wall, acts=merge_acts(charter.acts, [act]), **changes)
-
-
-def _update(roster: Roster, charter: Charter, signer: Identity, wall: int, **changes: Any) -> CharterUpdate:
-    usual = {"version": _next_version(roster.charter), "invites": _open_invites(charter, wall), "issued_at": wall}
-    updated = msgspec.structs.replace(charter, **{**usual, **changes})
-    if updated.access == "approve":
-        # Whoever is in stays in, whatever becomes of the admin that approved it.
-        members = sorted(who for who in roster.approved_members() if not is_banned(updated, who))
-        former = [who for who in updated.approved if who not in members]
-        updated = msgspec.structs.replace(updated, approved=sorted([*members, *former][:MAX_APPROVED]))
-    return CharterUpdate(_sign(updated, signer), [])
-
-
-def _sign(charter: Charter, signer: Identity) -> Signed:
-    return signer.sign(DOMAIN_CHARTER, msgspec.msgpack.encode(charter))
-
-
-def _envelope(signer: Identity, record: Signed, uid: bytes, epoch: int, epoch_key: bytes, entropy: Entropy) -> Signed:
-    about = record_of(record)
-    envelope = Envelope(
-        uid=uid,
-        identity=about.identity,
-        address=about.address,
-        epoch=epoch,
-        sealed=key_rules.seal_secret(epoch_key, msgspec.msgpack.encode(record), entropy),
-    )
-    return signer.sign(DOMAIN_ENVELOPE, msgspec.msgpack.encode(envelope))
-
-
-def _seal_settings(epoch_key: bytes, settings: Settings, entropy: Entropy) -> bytes:
-    return key_rules.seal_secret(epoch_key, msgspec.msgpack.encode(settings), entropy)
-
-
-def _wrap(wrap_key: bytes, uid: bytes, epoch: int, epoch_key: bytes, entropy: Entropy) -> bytes:
-    return key_rules.seal_secret(wrap_key, msgspec.msgpack.encode(EpochGrant(uid, epoch, epoch_key)), entropy)
-
-
-def _grant(identity: bytes, uid: bytes, epoch: int, epoch_key: bytes, entropy: Entropy) -> bytes:
-    return key_rules.seal_to_identity(identity, msgspec.msgpack.encode(EpochGrant(uid, epoch, epoch_key)), entropy)

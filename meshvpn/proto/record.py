@@ -142,6 +142,11 @@ def check_approval(signed: Signed, charter: Charter) -> Approval:
     return approval
 
 
+def record_of(signed: Signed) -> Record:
+    """A record that was checked before, or is our own."""
+    return msgspec.msgpack.decode(signed.body, type=Record)
+
+
 def decode_signed(data: bytes) -> Signed:
     """A Signed from its bytes. Raises MalformedMessage."""
     return decode(_signed_decoder, data, limit=MAX_ENVELOPE)

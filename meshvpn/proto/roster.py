@@ -17,16 +17,16 @@ from ipaddress import IPv4Network, IPv6Network
 
 import msgspec
 
-from . import audit
 from . import keys as key_rules
-from .acts import Kind, decode_act, words_of
+from .acts import Kind
 from .approvals import Approvals
 from .charter import Charter, Invite, Settings, admins_of, is_banned, may_sign_for_network
+from .claims import Claims
 from .control import MAX_MEMBERS, MemberEntry
 from .drops import DropReason
 from .epochs import EpochKey, EpochKeys
 from .errors import MalformedMessage
-from .keys import Identity, verify
+from .keys import Identity
 from .lines import Lines
 from .member import (
     EpochChanged,
@@ -41,8 +41,9 @@ from .member import (
     SelfEvicted,
     SelfReinstated,
 )
+from .notes import Notes
 from .record import Record, check_envelope, check_leave, check_record
-from .signed import DOMAIN_ACT, Signed
+from .signed import Signed
 
 MAX_FORMER = 4096
 """Former members whose nick and last sequence are remembered."""
@@ -95,22 +96,19 @@ class Roster:
         self._lines = Lines([state.charter, *state.lines])
         self._epochs = EpochKeys(uid, identity, state.epoch_keys)
         self._approvals = Approvals(self._lines.merged, state.approvals)
-        self._noted = frozenset(state.acts)
         self._former = dict(state.former)
         self._stored: dict[bytes, StoredMember] = {}
         self._members: dict[bytes, Member] = {}
         self._invitations: dict[bytes, Signed] = {}
-        self._nicks: dict[str, bytes] = {}
-        self._claims: dict[str | bytes, bytes] = {}
-        """Whose an address, a tunnel key or a disco key is."""
+        self._claims = Claims()
+        self._notes = Notes(uid, state.acts, self.nick_of, self._epochs.open)
         self._events: list[RosterEvent] = []
         for stored in state.members:
             self._restore(stored)
 
     def reserve(self, address: str, tunnel_key: bytes) -> None:
         """Our own address and tunnel key, which no other member may claim."""
-        for claim in (address, tunnel_key):
-            self._claims[claim] = self._identity.public
+        self._claims.reserve(self._identity.public, address, tunnel_key)
 
     @property
     def members(self) -> Mapping[bytes, Member]:
@@ -295,7 +293,7 @@ class Roster:
             dict(self._former),
             self._lines.export()[1:],
             self._approvals.export(),
-            [act for act in self._charter.acts if act in self._noted],
+            [act for act in self._charter.acts if act in self._notes.acts],
         )
 
     def take_events(self) -> list[RosterEvent]:
@@ -401,41 +399,12 @@ class Roster:
             self._events.append(NetworkDeleted())
 
     def _note_acts(self, wall: int) -> None:
-        acts = frozenset(self._charter.acts)
-        for signed in self._charter.acts if acts != self._noted else []:
-            if signed in self._noted:
-                continue
-            act = decode_act(signed)
-            if act.uid != self.uid or not verify(signed, DOMAIN_ACT):
-                self._drop(DropReason.BAD_SIGNATURE)
-                continue
-            words = words_of(act, self._epochs.open)
-            self._note(act.kind, signed, act.at, act.subject, wall, nick=words.nick, detail=words.detail)
-        self._noted = acts
+        entries, forged = self._notes.of_acts(self._charter.acts, wall=wall)
+        self._events += map(Noted, entries)
+        self.drops[DropReason.BAD_SIGNATURE] += forged
 
-    def _note(
-        self,
-        kind: str,
-        evidence: Signed,
-        at: int,
-        subject: bytes | None,
-        wall: int,
-        *,
-        nick: str = "",
-        detail: str = "",
-    ) -> None:
-        entry = audit.Entry(
-            seen_at=wall,
-            at=at,
-            kind=kind,
-            subject=subject,
-            nick=nick or ("" if subject is None else self.nick_of(subject)),
-            actor=evidence.signer,
-            actor_nick=self.nick_of(evidence.signer),
-            detail=detail,
-            evidence=evidence,
-        )
-        self._events.append(Noted(entry))
+    def _note(self, kind: Kind, evidence: Signed, at: int, subject: bytes, wall: int) -> None:
+        self._events.append(Noted(self._notes.of(kind, evidence, at, subject, wall=wall)))
 
     def _accept(self, record: Record, signed: Signed, wall: int) -> None:
         if is_banned(self._charter, record.identity):
@@ -446,7 +415,7 @@ class Roster:
         former = self._former.get(record.identity)
         if former is not None and (record.sequence <= former.sequence or record.joined_at <= former.left_at):
             raise MalformedMessage(DropReason.STALE)
-        self._check_claims(record)
+        self._claims.check(record)
         stored = StoredMember(signed, self._charter.epoch)
         if old is not None:
             before = self._stored[old.identity]
@@ -454,7 +423,7 @@ class Roster:
             if (record.sequence, signed.body) < (old.sequence, before.record.body):
                 raise MalformedMessage(DropReason.STALE)
             stored = StoredMember(signed, before.epoch)
-            self._forget(old)
+            self._claims.forget(old)
         new = self._member(record)
         self._put(new, stored)
         self._former.pop(record.identity, None)
@@ -469,22 +438,10 @@ class Roster:
         if is_full or (self._is_pending(identity) and len(self.pending) >= MAX_PENDING):
             raise MalformedMessage(DropReason.OVER_LIMIT)
 
-    def _check_claims(self, record: Record) -> None:
-        for claim in _claims(record):
-            if self._claims.get(claim, record.identity) != record.identity:
-                raise MalformedMessage(DropReason.UNEXPECTED)
-
     def _put(self, member: Member, stored: StoredMember) -> None:
         self._stored[member.identity] = stored
         self._members[member.identity] = member
-        self._nicks[member.nick.casefold()] = member.identity
-        for claim in _claims(member):
-            self._claims[claim] = member.identity
-
-    def _forget(self, member: Member) -> None:
-        del self._nicks[member.nick.casefold()]
-        for claim in _claims(member):
-            del self._claims[claim]
+        self._claims.put(member)
 
     def _refresh(self, member: Member) -> None:
         """An approval came, or a charter that changes what approvals are worth."""
@@ -499,7 +456,7 @@ class Roster:
         del self._members[member.identity]
         del self._stored[member.identity]
         self._invitations.pop(member.identity, None)
-        self._forget(member)
+        self._claims.forget(member)
         self._former[member.identity] = former
         while len(self._former) > MAX_FORMER:
             del self._former[next(iter(self._former))]
@@ -510,7 +467,7 @@ class Roster:
             identity=record.identity,
             address=record.address,
             address6=str(key_rules.address6(self.uid, record.tunnel_key)),
-            nick=self._unique_nick(record),
+            nick=self._claims.nick_for(record),
             tunnel_key=record.tunnel_key,
             disco_key=record.disco_key,
             joined_at=record.joined_at,
@@ -525,16 +482,10 @@ class Roster:
     def _is_pending(self, identity: bytes) -> bool:
         return self._charter.access == "approve" and not self._approvals.has(identity)
 
-    def _unique_nick(self, record: Record) -> str:
-        nick, number = record.nick, 2
-        while self._nicks.get(nick.casefold(), record.identity) != record.identity:
-            nick, number = f"{record.nick}-{number}", number + 1
-        return nick
-
     def _restore(self, stored: StoredMember) -> None:
         try:
             record = check_record(stored.record, self._charter)
-            self._check_claims(record)
+            self._claims.check(record)
         except MalformedMessage as error:
             self.drops[error.reason] += 1
             return
@@ -544,8 +495,3 @@ class Roster:
     def _drop(self, reason: DropReason) -> DropReason:
         self.drops[reason] += 1
         return reason
-
-
-def _claims(member: Record | Member) -> tuple[str, bytes, bytes]:
-    """What only one member may have. Two with one disco key could answer each other's probes."""
-    return member.address, member.tunnel_key, member.disco_key

@@ -28,10 +28,11 @@ from meshvpn.proto.charter import (
     merge_versions,
 )
 from meshvpn.proto.control import MAX_MEMBERS, MemberEntry
+from meshvpn.proto.drafts import CharterUpdate
 from meshvpn.proto.drops import DropReason
 from meshvpn.proto.errors import MalformedMessage, MembershipError
 from meshvpn.proto.keys import Identity, NetworkKeys, network_uid
-from meshvpn.proto.owner import CharterUpdate, PasswordRule
+from meshvpn.proto.owner import PasswordRule
 from meshvpn.proto.roster import Roster, RosterState
 from meshvpn.proto.signed import DOMAIN_ADMINS, DOMAIN_CHARTER, Signed
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshvpn.proto import owner
+from meshvpn.proto import owner, repair
 from meshvpn.proto.acts import MAX_ACTS, Kind, make_act, merge_acts
 from meshvpn.proto.charter import Charter, decode_charter, is_banned, may_sign_for_network, merge
 from meshvpn.proto.drops import DropReason
@@ -81,7 +81,7 @@ def test_one_charter_joins_all_lines_and_no_evicted_member_has_its_key(
         roster.handle_charter(signed, [], wall=9)
         witness.handle_charter(signed, [], wall=9)
     before = roster.charter
-    update = owner.join_lines(
+    update = repair.join_lines(
         roster,
         world.identities[admin],
         world.identities[admin],
@@ -214,7 +214,7 @@ def hear_all(roster: Roster, charters: list[Signed], rng: random.Random) -> None
 
 def join_again(world: World, roster: Roster, admin: int) -> object:
     identity = world.identities[admin]
-    return owner.join_lines(
+    return repair.join_lines(
         roster, identity, identity, world.records[admin], entropy=random.Random(2).randbytes, wall=9
     )
 

@@ -11,6 +11,7 @@ from meshvpn.proto.errors import MembershipError
 from meshvpn.proto.events import ActionFinished
 from meshvpn.proto.node import Node
 from meshvpn.proto.owner import PasswordRule
+from meshvpn.proto.record import record_of
 
 from .founded import OTHER_KEYS, WALL, WALL_NS, Founded, found
 
@@ -91,7 +92,7 @@ def test_each_new_record_has_a_higher_number_whatever_the_clock_says(network: Fo
     for nick, wall in (("one", WALL), ("two", WALL), ("three", WALL - 3600), ("four", WALL + 3600)):
         node.membership.rename(nick, now=2.0, wall=wall)
         assert node.membership.own_record is not None
-        record = owner.record_of(node.membership.own_record)
+        record = record_of(node.membership.own_record)
         assert record.nick == nick
         sequences.append(record.sequence)
     assert sequences == sorted(set(sequences))

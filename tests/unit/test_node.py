@@ -7,6 +7,7 @@ import pytest
 from meshvpn.proto import control, disco, owner
 from meshvpn.proto.commands import MovePeer, RemovePeer
 from meshvpn.proto.control import MemberChanged, MemberEntry, Presence, PresenceEntry
+from meshvpn.proto.drafts import CharterUpdate
 from meshvpn.proto.drops import DropReason
 from meshvpn.proto.epochs import PREVIOUS_EPOCH_LIFETIME
 from meshvpn.proto.errors import MembershipError
@@ -234,7 +235,7 @@ def restarted(network: Founded, number: int) -> MemberEntry:
     return MemberEntry(identity.public, address, record.envelope)
 
 
-def evict(network: Founded, number: int) -> owner.CharterUpdate:
+def evict(network: Founded, number: int) -> CharterUpdate:
     return owner.evict(
         network.roster(0),
         network.owner,

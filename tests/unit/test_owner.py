@@ -7,12 +7,13 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from meshvpn.proto import admission, owner
+from meshvpn.proto import admission, owner, repair
 from meshvpn.proto.charter import MAX_ADMINS, MAX_EVICTED, Charter, check_charter, decode_charter, is_banned
+from meshvpn.proto.drafts import CharterUpdate
 from meshvpn.proto.drops import DropReason
 from meshvpn.proto.errors import MembershipError
 from meshvpn.proto.keys import NetworkKeys
-from meshvpn.proto.owner import CharterUpdate, PasswordRule
+from meshvpn.proto.owner import PasswordRule
 from meshvpn.proto.roster import Roster
 from meshvpn.proto.signed import DOMAIN_CHARTER, Signed
 
@@ -135,14 +136,14 @@ def test_whoever_was_not_known_when_the_epoch_changed_gets_its_key_afterwards(ne
     assert theirs.key_epoch < theirs.charter.epoch
     with pytest.raises(MembershipError, match="current key"):
         theirs.settings  # noqa: B018
-    rest = owner.grant_to_forgotten(signer, network.owner, entropy=network.entropy, wall=WALL)
+    rest = repair.grant_to_forgotten(signer, network.owner, entropy=network.entropy, wall=WALL)
     assert rest is not None
     assert len(rest.envelopes) == 1
     check_charter(rest.charter, update.charter)
     for roster in (signer, theirs):
         assert roster.handle_charter(rest.charter, [], wall=WALL) is None
     assert theirs.epoch_key == signer.epoch_key
-    assert owner.grant_to_forgotten(signer, network.owner, entropy=network.entropy, wall=WALL) is None
+    assert repair.grant_to_forgotten(signer, network.owner, entropy=network.entropy, wall=WALL) is None
 
 
 def test_an_approval_lets_in_whom_it_names_and_is_void_once_its_signer_is_no_admin() -> None:

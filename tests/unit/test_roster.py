@@ -10,11 +10,12 @@ import pytest
 
 from meshvpn.proto import admission, owner
 from meshvpn.proto.control import MemberEntry
+from meshvpn.proto.drafts import CharterUpdate
 from meshvpn.proto.drops import DropReason
 from meshvpn.proto.errors import MembershipError
 from meshvpn.proto.keys import Identity, NetworkKeys, network_uid
 from meshvpn.proto.member import MemberRemoved, Noted, SelfEvicted
-from meshvpn.proto.owner import CharterUpdate, PasswordRule
+from meshvpn.proto.owner import PasswordRule
 from meshvpn.proto.roster import Roster, RosterState
 from meshvpn.proto.signed import Signed
 
