@@ -22,6 +22,8 @@ from typing import Literal, TypeVar
 
 import msgspec
 
+from tun.engine import FEATURES
+
 from .proto.errors import ConfigError
 from .proto.keys import normalise_name
 from .proto.options import DEFAULT_MTU, Duplicate, Options
@@ -52,6 +54,7 @@ _WANTED = {
     "relay_rate": 'a number and kbit/s, Mbit/s or Gbit/s, such as "8 Mbit/s"',
     "port": "a number from 1 to 65535",
     "endpoints": 'a list of addresses in digits, such as ["203.0.113.5:40000", "[2001:db8::5]:40000"]',
+    "engine_without": f"a list of kernel features to leave out, of {', '.join(FEATURES)}",
     "log_level": '"DEBUG", "INFO", "WARNING" or "ERROR"',
     "log_format": '"text" or "json"',
     "network": "a table for each network, such as [network.piaf-vpn]",
@@ -72,6 +75,7 @@ class _Everywhere(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     lan_discovery: bool | None = None
     relay: bool | None = None
     relay_rate: str | None = None
+    engine_without: tuple[str, ...] | None = None
 
 
 class _Table(_Everywhere, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -91,11 +95,12 @@ class _File(_Everywhere, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class NetworkConfig:
-    """One network's. `port`: its UDP port, None: a random one that is kept."""
+    """One network's. `port`: its UDP port, None: a random one that is kept. `engine_without`: see tun.engine.Engine."""
 
     options: Options = field(default_factory=Options)
     mtu: int = DEFAULT_MTU
     port: int | None = None
+    engine_without: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +175,10 @@ def _network(base: NetworkConfig, said: _Everywhere, where: str) -> NetworkConfi
         raise _not_wanted(where, "mtu", f"{mtu} is out of range")
     if table.port is not None and not 0 < table.port < 65536:
         raise _not_wanted(where, "port", f"{table.port} is no UDP port")
-    return NetworkConfig(options, mtu, table.port)
+    without = base.engine_without if said.engine_without is None else frozenset(said.engine_without)
+    if unknown := sorted(without.difference(FEATURES)):
+        raise _not_wanted(where, "engine_without", f'"{unknown[0]}" is none that the engine uses')
+    return NetworkConfig(options, mtu, table.port, without)
 
 
 def _or(said: T | None, base: T) -> T:

@@ -239,6 +239,7 @@ class ConfigView(msgspec.Struct, frozen=True, kw_only=True):
     relay_rate: int  # bytes a second
     endpoints: list[str]
     mtu: int
+    engine_without: list[str]  # kernel features that are left out
     port: int  # UDP port in use; 0 while the network never was up
 
 
@@ -251,7 +252,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     state_dir: str
     networks: list[str]
     servers: list[ServerView]
-    engine: dict[str, dict[str, bool]]  # interface → kernel features in use
+    engine: dict[str, dict[str, bool]]  # interface → kernel features: whether in use
     drops: dict[str, dict[str, int]]  # interface → dropped packets by reason
     relayed: dict[str, int]  # interface → bytes forwarded for other members
     config_file: str | None  # None: there is none, defaults hold

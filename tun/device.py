@@ -54,11 +54,16 @@ class TunDevice:
         self._device.close()
 
 
-def open_device(name: str | None, *, taken: frozenset[str] = frozenset(), persist: bool = True) -> TunDevice:
-    """Open `name`, or the first of mesh0, mesh1, … that is not in `taken`. Raises TunError."""
+def open_device(
+    name: str | None, *, taken: frozenset[str] = frozenset(), persist: bool = True, vnet_hdr: bool = True
+) -> TunDevice:
+    """Open `name`, or the first of mesh0, mesh1, … that is not in `taken`. Raises TunError.
+
+    `vnet_hdr`: let large packets cross it whole, where the kernel can.
+    """
     wanted = name or next(f"mesh{number}" for number in range(MAX_DEVICES) if f"mesh{number}" not in taken)
     try:
-        device = _open(wanted)
+        device = _open(wanted, vnet_hdr=vnet_hdr)
         if persist:
             device.persist(True)
         os.set_blocking(device.fileno(), False)
@@ -70,11 +75,12 @@ def open_device(name: str | None, *, taken: frozenset[str] = frozenset(), persis
     return TunDevice(wanted, device)
 
 
-def _open(name: str) -> pytun.TunTapDevice:
+def _open(name: str, *, vnet_hdr: bool) -> pytun.TunTapDevice:
     flags = pytun.IFF_TUN | pytun.IFF_NO_PI
-    try:
-        return pytun.TunTapDevice(name=name, flags=flags | IFF_VNET_HDR)
-    except pytun.Error as error:
-        if error.args[0] != errno.EINVAL:
-            raise
-        return pytun.TunTapDevice(name=name, flags=flags)  # an old or foreign kernel: all packets are small ones
+    if vnet_hdr:
+        try:
+            return pytun.TunTapDevice(name=name, flags=flags | IFF_VNET_HDR)
+        except pytun.Error as error:
+            if error.args[0] != errno.EINVAL:
+                raise  # else an old or foreign kernel: all packets are small ones
+    return pytun.TunTapDevice(name=name, flags=flags)

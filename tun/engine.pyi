@@ -1,6 +1,6 @@
 """Types of the compiled engine. The same shapes are met by its readable twin, meshvpn.proto.dataplane."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, Self, final
 
 class PeerStats(NamedTuple):
@@ -8,7 +8,8 @@ class PeerStats(NamedTuple):
 
     `rx_…` and `tx_…` count IP packets; `received_packets` all authentic messages, keepalives too, and `lost_packets`
     the counters below the greatest that did not come: it falls when one comes late, their sum never does.
-    `reordered_packets` to `kept_marks`: see meshvpn.proto.arrivals. Without `copy_dscp` no marks are read or counted.
+    `reordered_packets` to `kept_marks`: see meshvpn.proto.arrivals. Without the feature
+    recv_tos no marks are counted.
     """
 
     rx_packets: int
@@ -59,6 +60,8 @@ EVENT_REKEY_WANTED: int
 EVENT_KEYPAIR_CONFIRMED: int
 EVENT_PATH_SEEN: int
 DROP_REASONS: tuple[str, ...]
+FEATURES: tuple[str, ...]
+"""Of the kernel; without any of them packets pass all the same, at a greater cost or without their marks."""
 MAX_PEERS: int
 MAX_SOCKETS: int
 
@@ -66,8 +69,10 @@ MAX_SOCKETS: int
 class Engine:
     """One network's packet pump: TUN → route → seal → UDP, and UDP → index → open → window → source → TUN.
 
-    Two threads without the GIL. `offload`: whether each packet of the device has a virtio_net_hdr in front and may be
-    a large one; None: as the device says. It takes no ownership of the file descriptors: close them after `stop()`.
+    Two threads without the GIL. `without`: names in FEATURES that are not used though the kernel has them; `vnet_hdr`
+    itself is chosen when the device is opened, here it stands for the two that need it. The argument `vnet_hdr`: None
+    for a TUN device, which says what it can; for what stands in for one, whether it has a virtio_net_hdr in front of
+    each packet. The engine takes no ownership of the file descriptors: close them after `stop()`.
     All methods may be called from any Python thread, before or after `start()`.
     """
 
@@ -77,10 +82,8 @@ class Engine:
         sockets: Sequence[int],
         *,
         slow_queue: int = ...,
-        gso: bool = ...,
-        gro: bool = ...,
-        copy_dscp: bool = ...,
-        offload: bool | None = ...,
+        without: Collection[str] = ...,
+        vnet_hdr: bool | None = ...,
     ) -> Self: ...
     def start(self) -> None: ...
     def stop(self) -> None: ...
@@ -92,7 +95,7 @@ class Engine:
         """The errno that ended a thread (the TUN device is gone), or 0; `slow_fd` becomes readable then."""
     @property
     def features(self) -> Mapping[str, bool]:
-        """Kernel features in use: udp_gso, udp_gro, recvmmsg, …"""
+        """Kernel features by name: whether all sockets, or the device, have it and it is in use."""
     def add_socket(self, number: int, fd: int) -> None:
         """Receive on one more UDP socket, a nonblocking one, and let paths use it.
 

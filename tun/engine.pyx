@@ -6,12 +6,13 @@ Transmit thread: read TUN → route → seal → one sendmmsg for the batch, run
 Receive thread:  recvmmsg (UDP_GRO) → receiver index → window → open → source check → write TUN.
 No packet waits for a batch: a batch is what is there when a thread looks; but see pace.pxd for 400 calls and more.
 
-    sockets.pxd   the UDP sockets, by number                 batch.pxd   building and sending UDP messages
+    sockets.pxd   the UDP sockets, by number                 batch.pxd   runs of sealed packets; post.pxd sends them
     endpoint.pxd  where datagrams come from and go to        inbox.pxd   receiving them
     peers.pxd     keypairs, their index, staged packets      outbox.pxd  the two queues to Python
     routes.pxd    longest prefix match                       inner.pxd   addresses and marks of inner packets
-    window.pxd    replays                                    offload.pxd large packets from and for the TUN device
-    arrivals.pxd  reordering, jitter, kept marks             cipher.pxd  ChaCha20-Poly1305
+    window.pxd    replays                                    cipher.pxd  ChaCha20-Poly1305
+    arrivals.pxd  reordering, jitter, kept marks             ranks.pxd   who goes first
+    tundevice.pxd what the TUN device can do, writing to it  offload.pxd its large packets
     drops.pxd, memory.pxd, syscalls.pxd
 
 Locks and ownership
@@ -40,7 +41,7 @@ from .copies cimport COPIES_ALL, COPIES_VOICE, is_copied
 from .drops cimport *
 from .endpoint cimport *
 from .forward cimport *
-from .frames cimport Frames, frames_take, outgoing_send
+from .frames cimport Frames, frames_take
 from .inbox cimport *
 from .inner cimport *
 from .memory cimport blocks_count, give_block, take_block
@@ -48,9 +49,12 @@ from .offload cimport *
 from .outbox cimport *
 from .pace cimport Pace, pace_nap, pace_note, pace_open
 from .peers cimport *
+from .post cimport post_open, post_send
+from .ranks cimport rank_of
 from .routes cimport Route, RouteTable, check_prefix, mask_network, route_drop, route_drop_peer, route_find, route_set
 from .sockets cimport *
 from .syscalls cimport *
+from .tundevice cimport *
 from .window cimport window_accept, window_may_accept
 
 cdef enum:
@@ -68,6 +72,9 @@ EVENT_HANDSHAKE_WANTED = KIND_HANDSHAKE_WANTED
 EVENT_REKEY_WANTED = KIND_REKEY_WANTED
 EVENT_KEYPAIR_CONFIRMED = KIND_KEYPAIR_CONFIRMED
 EVENT_PATH_SEEN = KIND_PATH_SEEN
+FEATURES = (
+    "udp_gso", "udp_gro", "sendmmsg", "recvmmsg", "send_tos", "recv_tos", "vnet_hdr", "tun_tso", "tun_uso",
+)
 MAX_PEERS = PEER_LIMIT
 MAX_SOCKETS = SOCKET_LIMIT
 DROP_REASONS = (
@@ -79,7 +86,6 @@ DROP_REASONS = (
 
 cdef double HANDSHAKE_EVENT_INTERVAL = 1.0
 cdef double PATH_EVENT_INTERVAL = 0.1
-cdef double DEVICE_SHORT_SPAN = 0.01
 
 
 class PeerStats(NamedTuple):
@@ -133,17 +139,12 @@ load_sodium(&sodium)
 
 cdef class Engine:
     cdef Sockets sockets
-    cdef int tun_fd, tun_error
+    cdef Device device
+    cdef int tun_error
     cdef int kick_fd
     cdef bint is_running, has_kicks
     cdef bint is_drained                         # of the transmit thread: the device had no more
     cdef bint has_retired                        # of the receive thread: endpoints that a roaming peer left
-    cdef bint copies_dscp
-    cdef bint has_tso, has_uso                   # the device takes and gives large packets of TCP, of UDP
-    cdef int vnet_bytes                          # in front of each packet of the device
-    cdef Train train
-    cdef bint is_device_short                    # of the receive thread: it refused a packet, and when
-    cdef double device_short_at
     cdef list threads
     cdef pthread_rwlock_t lock
     cdef RouteTable *routes
@@ -155,10 +156,9 @@ cdef class Engine:
     cdef Inbox inbox
     cdef Forwarder forwarder
 
-    def __cinit__(
-            self, int tun_fd, sockets, *, int slow_queue=1024, bint gso=True, bint gro=True, bint copy_dscp=True,
-            offload=None):
+    def __cinit__(self, int tun_fd, sockets, *, int slow_queue=1024, without=frozenset(), vnet_hdr=None):
         cdef pthread_rwlockattr_t attribute
+        cdef DeviceFeatures wanted
         self.kick_fd = self.outbox.fd = -1
         sockets_clear(&self.sockets)
         pthread_rwlockattr_init(&attribute)
@@ -166,8 +166,7 @@ cdef class Engine:
         pthread_rwlock_init(&self.lock, &attribute)
         if not 0 < slow_queue <= 65536:
             raise ValueError("slow_queue must be between 1 and 65536")
-        self.tun_fd = tun_fd
-        self.copies_dscp = copy_dscp
+        check_features(without, FEATURES)
         self.threads = []
         self.ciphers[TRANSMIT].sodium = self.ciphers[RECEIVE].sodium = &sodium
         self.routes = <RouteTable *>take_block(sizeof(RouteTable))
@@ -175,26 +174,21 @@ cdef class Engine:
         self.batch = batch_new(&self.sockets, self.drop_counts[TRANSMIT])
         if not inbox_open(&self.inbox) or not self.routes or not self.peers or not self.batch:
             raise MemoryError()
-        self.set_up_device(offload)
-        sockets_open(&self.sockets, sockets, gso, gro, copy_dscp)
+        wanted.vnet_hdr = "vnet_hdr" not in without and vnet_hdr is not False
+        wanted.tun_tso = wanted.vnet_hdr and "tun_tso" not in without
+        wanted.tun_uso = wanted.vnet_hdr and "tun_uso" not in without
+        if vnet_hdr is None:
+            device_open(&self.device, tun_fd, wanted, self.drop_counts[RECEIVE])
+        else:
+            device_pretend(&self.device, tun_fd, wanted, self.drop_counts[RECEIVE])
+        sockets_open(&self.sockets, sockets, features_but(without))
         self.forwarder.seed = secrets.randbits(64) | 1
-        self.forwarder.outgoing.sockets = &self.sockets
-        self.forwarder.outgoing.failed = &self.drop_counts[RECEIVE][DROP_SEND_FAILED]
+        post_open(
+            &self.forwarder.outgoing.post, &self.sockets, &self.drop_counts[RECEIVE][DROP_SEND_FAILED],
+            &self.drop_counts[RECEIVE][DROP_SEND_FULL_EXPEDITED])
         self.kick_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         if not outbox_open(&self.outbox, slow_queue) or self.kick_fd < 0:
             raise OSError("no more memory or file descriptors")
-
-    cdef void set_up_device(self, offload):
-        cdef ifreq request
-        cdef unsigned long tcp = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6, udp = TUN_F_USO4 | TUN_F_USO6
-        memset(&request, 0, sizeof(ifreq))
-        if offload is not None:
-            self.has_tso = self.has_uso = offload
-            self.vnet_bytes = VNET_BYTES if offload else 0
-        elif ioctl(self.tun_fd, TUNGETIFF, &request) == 0 and request.ifr_flags & IFF_VNET_HDR:
-            self.vnet_bytes = VNET_BYTES
-            self.has_uso = ioctl(self.tun_fd, TUNSETOFFLOAD, tcp | udp) == 0
-            self.has_tso = self.has_uso or ioctl(self.tun_fd, TUNSETOFFLOAD, tcp) == 0
 
     def __dealloc__(self):
         cdef int number
@@ -246,14 +240,7 @@ cdef class Engine:
 
     @property
     def features(self):
-        return {
-            "udp_gso": bool(self.sockets.has_gso),
-            "udp_gro": bool(self.sockets.has_gro),
-            "sendmmsg": True,
-            "dscp": bool(self.copies_dscp),
-            "tun_tso": bool(self.has_tso),
-            "tun_uso": bool(self.has_uso),
-        }
+        return {**self.sockets.features, **self.device.features}
 
     def add_socket(self, int number, int fd):
         pthread_rwlock_wrlock(&self.lock)
@@ -538,7 +525,7 @@ cdef class Engine:
         memset(&pace, 0, sizeof(Pace))
         pace_open()
         fds[0].revents = fds[1].revents = 0
-        fds[0].fd = self.tun_fd
+        fds[0].fd = self.device.fd
         fds[1].fd = self.kick_fd
         fds[0].events = fds[1].events = POLLIN
         while self.is_running:
@@ -575,13 +562,13 @@ cdef class Engine:
     cdef int read_batch(self, int limit) noexcept nogil:
         # Packets read into the batch's buffers, behind room for the header; -1 when the device is gone. A large packet
         # is the last of its batch.
-        cdef int count = 0, extra = self.vnet_bytes
+        cdef int count = 0, extra = self.device.vnet_bytes
         cdef uint8_t *buffer
         cdef ssize_t size
         self.is_drained = False
         while count < limit:
             buffer = self.batch.buffers + count * SLOT
-            size = read(self.tun_fd, buffer + HEADER - extra, SLOT - HEADER - TAG - 16 + extra)
+            size = read(self.device.fd, buffer + HEADER - extra, SLOT - HEADER - TAG - 16 + extra)
             if size < 0:
                 if errno == EINTR:
                     continue
@@ -609,7 +596,7 @@ cdef class Engine:
         for i in range(count):
             packet = self.batch.buffers + i * SLOT + HEADER
             size = self.batch.slots[i].size
-            if self.vnet_bytes and size > 0:
+            if self.device.vnet_bytes and size > 0:
                 vnet = <VnetHeader *>(packet - VNET_BYTES)
                 if vnet.gso_type != GSO_NONE:
                     batch_send(self.batch, kept)
@@ -685,7 +672,7 @@ cdef class Engine:
         if slot.secondary is not NULL and not is_copied(peer.copies, buffer + HEADER, size):
             slot.secondary = NULL
         mark = traffic_class(buffer + HEADER) if size else 0
-        slot.tos = mark if self.copies_dscp else 0
+        slot.tos = mark if self.sockets.features.send_tos else 0
         slot.rank = rank_of(mark, size)
         memset(buffer + HEADER + size, 0, padded - size)
         buffer[0] = 4
@@ -778,12 +765,12 @@ cdef class Engine:
         cdef int i, count
         cdef double now
         pthread_rwlock_rdlock(&self.lock)
-        count = inbox_receive(&self.inbox, self.sockets.fd[number])
+        count = inbox_receive(&self.inbox, self.sockets.fd[number], self.sockets.features.recvmmsg)
         now = monotonic()
         for i in range(count):
             self.receive_message(number, i, now)
-        self.write_train()
-        outgoing_send(&self.forwarder.outgoing)
+        device_flush(&self.device)
+        post_send(&self.forwarder.outgoing.post)
         pthread_rwlock_unlock(&self.lock)
         if self.has_retired:
             self.free_all_retired()
@@ -820,7 +807,7 @@ cdef class Engine:
         cdef Peer *receiver = receiver_of(&self.forwarder, data, left if left < message.segment else message.segment)
         if receiver is NULL:
             return 0
-        frames_take(&frames, data, left, message.segment, message.tos, self.sockets.has_gso)
+        frames_take(&frames, data, left, message.segment, message.tos, self.sockets.features.udp_gso)
         forward(&self.forwarder, &frames, receiver, &message.origin, now, self.drop_counts[RECEIVE])
         return frames.size
 
@@ -896,54 +883,12 @@ cdef class Engine:
             return
         peer.rx_packets += 1
         peer.rx_bytes += length
-        if self.copies_dscp:
+        if self.sockets.features.recv_tos:
             arrivals_note_marks(&peer.arrivals, traffic_class(packet), tos)
-        if self.is_device_short and self.must_yield(packet, length, now):
+        if self.device.is_short and must_yield(&self.device, packet, length, now):
             drops[DROP_TUN_FULL_BULK] += 1
             return
-        self.write_packet(packet, length)
-
-    cdef void write_packet(self, uint8_t *packet, int size) noexcept nogil:
-        # What is in front of a packet is its opened message's header: there is room for the device's.
-        if self.has_tso:
-            if self.train.count and train_add(&self.train, packet, size):
-                return
-            self.write_train()
-            if train_start(&self.train, packet, size, self.has_uso):
-                return
-        self.write_single(packet, size)
-
-    cdef void write_single(self, uint8_t *packet, int size) noexcept nogil:
-        memset(packet - self.vnet_bytes, 0, self.vnet_bytes)
-        if write(self.tun_fd, packet - self.vnet_bytes, size + self.vnet_bytes) < 0:
-            self.note_unwritten(packet, size, 1, errno)
-
-    cdef void write_train(self) noexcept nogil:
-        if self.train.count == 1:
-            self.write_single(<uint8_t *>self.train.vectors[1].iov_base, self.train.size)
-        elif self.train.count:
-            train_finish(&self.train)
-            if writev(self.tun_fd, self.train.vectors, self.train.count + 1) < 0:
-                self.note_unwritten(
-                    <uint8_t *>self.train.vectors[1].iov_base, self.train.header_bytes + self.train.gso_size,
-                    self.train.count, errno)
-        self.train.count = 0
-
-    cdef void note_unwritten(self, const uint8_t *packet, int size, int count, int reason) noexcept nogil:
-        # `size` is that of each of the packets.
-        cdef uint64_t *drops = self.drop_counts[RECEIVE]
-        if is_shortage(reason):
-            self.is_device_short = True
-            self.device_short_at = monotonic()
-            drops[DROP_TUN_FULL_EXPEDITED + rank_of(traffic_class(packet), size)] += count
-        else:
-            drops[DROP_NOT_IP if reason == EINVAL else DROP_TUN_DOWN] += count
-
-    cdef bint must_yield(self, const uint8_t *packet, int size, double now) noexcept nogil:
-        # The device refused a packet: for a while only those have it that need it most.
-        if now - self.device_short_at >= DEVICE_SHORT_SPAN:
-            self.is_device_short = False
-        return self.is_device_short and rank_of(traffic_class(packet), size) == RANK_BULK
+        device_write(&self.device, packet, length)
 
     cdef void note_received(self, Origin *origin, Keypair *keypair, Peer *peer, int size, double now) noexcept nogil:
         peer.last_authenticated_at = peer.last_received_at = keypair.received_at = now

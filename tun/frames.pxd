@@ -1,18 +1,19 @@
-# Relay frames that go on as they came: runs of one sender's frames to one receiver as one UDP_SEGMENT message, and all
-# messages of one socket as one sendmmsg. Nothing is copied: the data stays in the inbox until it was sent.
+# Relay frames that go on as they came: runs of one sender's frames to one receiver as one UDP_SEGMENT message. Nothing
+# is copied: the data stays in the inbox until it was sent. Nothing is read: a frame's rank follows from its outer mark
+# and from the size that the packet in it has.
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memcmp, memcpy, memset
+from libc.stdint cimport uint8_t, uint32_t
+from libc.string cimport memcmp, memcpy
 
-from .control cimport CONTROL_BYTES, add_control, drop_segment
 from .endpoint cimport Origin, RELAY_HEADER, WORD_RELAY
-from .sockets cimport Sockets
-from .syscalls cimport *
+from .post cimport POSTED, Letter, Post, post_put, post_send
+from .ranks cimport rank_of
+from .syscalls cimport iovec
 
 cdef enum:
-    OUTGOING = 256              # messages of one round of sendmmsg
     SEGMENTS = 64               # the kernel's limit in one UDP_SEGMENT message
     GSO_BYTES = 65000           # of one UDP_SEGMENT message with all headers
+    SEALED_BYTES = 32           # what sealing adds to a padded packet: a header of 16 bytes and a tag of 16
 
 cdef struct Frames:
     # Of one sender to one receiver: all of `segment` bytes but the last, which may be shorter.
@@ -25,14 +26,8 @@ cdef struct Frames:
     uint32_t destination
 
 cdef struct Outgoing:
-    const Sockets *sockets
-    uint64_t *failed            # counts what the kernel refused
-    mmsghdr messages[OUTGOING]
-    iovec vectors[OUTGOING]
-    uint8_t controls[OUTGOING][CONTROL_BYTES]
-    int socket_of[OUTGOING]
-    int segment_of[OUTGOING]
-    int count
+    iovec vectors[POSTED]
+    Post post
 
 cdef inline bint is_frame(const uint8_t *data, int size) noexcept nogil:
     cdef uint32_t word
@@ -60,61 +55,19 @@ cdef inline void frames_take(
     if frames.count == 1:
         frames.segment = size
 
-cdef inline int packets_of(const Outgoing *outgoing, int number) noexcept nogil:
-    cdef int segment = outgoing.segment_of[number]
-    return <int>((outgoing.vectors[number].iov_len + segment - 1) // segment)
-
-cdef inline void send_each(Outgoing *outgoing, int number) noexcept nogil:
-    cdef mmsghdr *message = &outgoing.messages[number]
-    cdef iovec *vector = &outgoing.vectors[number]
-    cdef size_t left = vector.iov_len, segment = outgoing.segment_of[number]
-    drop_segment(&message.msg_hdr)
-    while left:
-        vector.iov_len = left if left < segment else segment
-        left -= vector.iov_len
-        if sendmmsg(outgoing.sockets.fd[outgoing.socket_of[number]], message, 1, MSG_DONTWAIT) != 1:
-            outgoing.failed[0] += 1
-        vector.iov_base = <uint8_t *>vector.iov_base + vector.iov_len
-
-cdef inline void outgoing_send(Outgoing *outgoing) noexcept nogil:
-    cdef int first = 0, last, done, socket, packets
-    while first < outgoing.count:
-        last = first + 1
-        socket = outgoing.socket_of[first]
-        while last < outgoing.count and outgoing.socket_of[last] == socket:
-            last += 1
-        done = sendmmsg(outgoing.sockets.fd[socket], &outgoing.messages[first], last - first, MSG_DONTWAIT)
-        if done > 0:
-            first += done
-            continue
-        if errno == EINTR:
-            continue
-        packets = packets_of(outgoing, first)
-        if packets > 1 and (errno == EIO or errno == EINVAL or errno == EMSGSIZE):
-            # The way to this receiver can't segment (a small MTU, no checksum offload).
-            send_each(outgoing, first)
-        else:
-            # A full socket buffer: what is late is worth nothing to a call.
-            outgoing.failed[0] += packets
-        first += 1
-    outgoing.count = 0
-
 cdef inline void outgoing_put(Outgoing *outgoing, Origin *to, const Frames *frames) noexcept nogil:
-    # `to` is read by `outgoing_send`, before which it must not go away.
-    cdef int number = outgoing.count
-    cdef mmsghdr *message = &outgoing.messages[number]
-    memset(message, 0, sizeof(mmsghdr))
-    outgoing.vectors[number].iov_base = frames.data
-    outgoing.vectors[number].iov_len = frames.size
-    message.msg_hdr.msg_name = &to.address
-    message.msg_hdr.msg_namelen = to.size
-    message.msg_hdr.msg_iov = &outgoing.vectors[number]
-    message.msg_hdr.msg_iovlen = 1
-    add_control(
-        &message.msg_hdr, outgoing.controls[number], outgoing.sockets.family[to.socket], frames.tos,
-        frames.segment if frames.count > 1 else 0)
-    outgoing.socket_of[number] = to.socket
-    outgoing.segment_of[number] = frames.segment
-    outgoing.count += 1
-    if outgoing.count == OUTGOING:
-        outgoing_send(outgoing)
+    # `to` is read by `post_send`, before which it must not go away.
+    cdef iovec *vector = &outgoing.vectors[outgoing.post.count]
+    cdef Letter letter
+    vector.iov_base = frames.data
+    vector.iov_len = frames.size
+    letter.socket = to.socket
+    letter.packets = frames.count
+    letter.segment = frames.segment
+    letter.bytes = frames.size
+    letter.tos = frames.tos
+    letter.rank = rank_of(frames.tos, frames.segment - RELAY_HEADER - SEALED_BYTES)
+    letter.is_single = NULL
+    post_put(&outgoing.post, to, vector, 1, &letter)
+    if outgoing.post.count == POSTED:
+        post_send(&outgoing.post)

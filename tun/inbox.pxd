@@ -1,5 +1,5 @@
-# Datagrams on their way in: what one recvmmsg takes of a socket. A message may be several datagrams of one size that
-# the kernel joined (UDP_GRO); the last may be shorter.
+# Datagrams on their way in: what one recvmmsg takes of a socket, or several calls where the kernel has none. A message
+# may be several datagrams of one size that the kernel joined (UDP_GRO); the last may be shorter.
 
 from libc.stdint cimport uint8_t
 from libc.string cimport memset
@@ -36,7 +36,18 @@ cdef inline bint inbox_open(Inbox *box) noexcept nogil:
 cdef inline void inbox_close(Inbox *box) noexcept nogil:
     give_block(box.buffers)
 
-cdef inline int inbox_receive(Inbox *box, int fd) noexcept nogil:
+cdef inline int receive_singly(Inbox *box, int fd) noexcept nogil:
+    cdef int count = 0
+    cdef ssize_t size
+    while count < MESSAGES:
+        size = recvmsg(fd, &box.messages[count].msg_hdr, MSG_DONTWAIT)
+        if size < 0:
+            break
+        box.messages[count].msg_len = <unsigned int>size
+        count += 1
+    return count
+
+cdef inline int inbox_receive(Inbox *box, int fd, bint has_recvmmsg) noexcept nogil:
     # How many messages there are now.
     cdef int i, count
     cdef msghdr *header
@@ -51,6 +62,8 @@ cdef inline int inbox_receive(Inbox *box, int fd) noexcept nogil:
         header.msg_namelen = sizeof(SocketAddress)
         header.msg_control = box.controls[i]
         header.msg_controllen = CONTROL_BYTES
+    if not has_recvmmsg:
+        return receive_singly(box, fd)
     count = recvmmsg(fd, box.messages, MESSAGES, MSG_DONTWAIT, NULL)
     return count if count > 0 else 0
 

@@ -178,7 +178,7 @@ cdef inline bint is_sum_right(const uint8_t *packet, int size, int ip_bytes, int
     return fold(add_words(
         pseudo_sum(packet, protocol, size - ip_bytes), packet + ip_bytes, size - ip_bytes)) == 0xFFFF
 
-cdef inline bint train_start(Train *train, uint8_t *packet, int size, bint joins_udp) noexcept nogil:
+cdef inline bint train_start(Train *train, uint8_t *packet, int size, bint joins_tcp, bint joins_udp) noexcept nogil:
     # False: this packet never has company. `packet` is an IP packet of `size` bytes by its own account.
     cdef int version = packet[0] >> 4, protocol
     cdef uint8_t *head
@@ -191,7 +191,7 @@ cdef inline bint train_start(Train *train, uint8_t *packet, int size, bint joins
         protocol = packet[6]
         train.ip_bytes = 40
     head = packet + train.ip_bytes
-    if protocol == TCP and size > train.ip_bytes + 20:
+    if protocol == TCP and joins_tcp and size > train.ip_bytes + 20:
         train.header_bytes = train.ip_bytes + (head[12] >> 4) * 4
         if train.header_bytes < train.ip_bytes + 20 or head[13] & ~PSH != ACK:
             return False

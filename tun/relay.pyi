@@ -1,6 +1,6 @@
 """Types of the compiled relay pump. Its readable twin is rendezvous.relay.Relay."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple, Self, final
 
 class Datagram(NamedTuple):
@@ -13,6 +13,8 @@ class Datagram(NamedTuple):
 
 DROP_REASONS: tuple[str, ...]
 """The keys of `RelayPump.drops`: names of meshvpn.proto.drops.DropReason."""
+FEATURES: tuple[str, ...]
+"""Of the kernel; without any of them frames pass all the same."""
 MAX_SEATS: int
 """Ids that can be bound at a time."""
 
@@ -27,11 +29,11 @@ class RelayPump:
         byte_rate: float,
         byte_burst: float,
         slow_queue: int = 4096,
-        gso: bool = True,
-        gro: bool = True,
+        without: Collection[str] = ...,
     ) -> Self:
         """`sockets` are descriptors of UDP sockets, which stay the caller's; their place is their number.
 
+        `without` are names in FEATURES of what is not used though the kernel has it.
         `byte_rate` (bytes a second) and `byte_burst` (bytes) bound what one account sends. Raises ValueError, OSError.
         """
     def start(self) -> None:
@@ -43,7 +45,7 @@ class RelayPump:
         """Readable while `take_datagrams` has something."""
     @property
     def features(self) -> dict[str, bool]:
-        """Which kernel features are in use: udp_gso, udp_gro."""
+        """Kernel features by name: whether it is in use."""
     def bind(self, seat: int, network: bytes, socket: int, host: str, port: int, *, account: int = 0) -> None:
         """Frames from this address count as the seat's, and frames to the seat go there. Again: it moved.
 

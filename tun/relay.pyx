@@ -20,11 +20,12 @@ from libc.string cimport memcmp, memcpy, memset
 
 from .bucket cimport Bucket, bucket_fill, bucket_take
 from .endpoint cimport Origin, is_same_origin, origin_name, parse_origin
-from .frames cimport Frames, Outgoing, frames_take, is_frame, outgoing_put, outgoing_send
+from .frames cimport Frames, Outgoing, frames_take, is_frame, outgoing_put
 from .inbox cimport *
 from .memory cimport give_block, take_block
 from .outbox cimport (
     Outbox, SLOW_BYTES, Slow, outbox_close, outbox_open, outbox_put, outbox_quiet, outbox_take_slow)
+from .post cimport post_open, post_send
 from .sockets cimport *
 from .syscalls cimport *
 
@@ -35,12 +36,14 @@ cdef enum:
 
 cdef enum:
     DROP_TOO_SHORT, DROP_DISALLOWED_SOURCE, DROP_UNKNOWN_PEER, DROP_OVER_LIMIT, DROP_SEND_FAILED, DROP_QUEUE_FULL
-    DROP_TOO_BIG
+    DROP_TOO_BIG, DROP_SEND_FULL_EXPEDITED, DROP_SEND_FULL_SMALL, DROP_SEND_FULL_BULK    # the last by rank
     DROP_COUNT
 
 DROP_REASONS = (
     "too_short", "disallowed_source", "unknown_peer", "over_limit", "send_failed", "queue_full", "too_big",
+    "send_full_expedited", "send_full_small", "send_full_bulk",
 )
+FEATURES = ("udp_gso", "udp_gro", "sendmmsg", "recvmmsg", "send_tos", "recv_tos")
 MAX_SEATS = SEAT_LIMIT
 
 
@@ -74,20 +77,21 @@ cdef class RelayPump:
     cdef Outgoing outgoing
 
     def __cinit__(
-            self, sockets, *, double byte_rate, double byte_burst, int slow_queue=4096,
-            bint gso=True, bint gro=True):
+            self, sockets, *, double byte_rate, double byte_burst, int slow_queue=4096, without=frozenset()):
         self.outbox.fd = -1
         sockets_clear(&self.sockets)
         pthread_mutex_init(&self.mutex, NULL)
         if not 0 < slow_queue <= 65536 or byte_rate <= 0 or byte_burst <= 0:
             raise ValueError("slow_queue must be between 1 and 65536, rate and burst above 0")
+        check_features(without, FEATURES)
         self.byte_rate, self.byte_burst = byte_rate, byte_burst
-        self.outgoing.sockets = &self.sockets
-        self.outgoing.failed = &self.drop_counts[DROP_SEND_FAILED]
+        post_open(
+            &self.outgoing.post, &self.sockets, &self.drop_counts[DROP_SEND_FAILED],
+            &self.drop_counts[DROP_SEND_FULL_EXPEDITED])
         self.seats = <Seat *>take_block(SEAT_SLOTS * sizeof(Seat))
         if not outbox_open(&self.outbox, slow_queue) or not inbox_open(&self.inbox) or not self.seats:
             raise OSError("no more memory or file descriptors")
-        sockets_open(&self.sockets, sockets, gso, gro, True)
+        sockets_open(&self.sockets, sockets, features_but(without))
 
     def __dealloc__(self):
         outbox_close(&self.outbox)
@@ -119,7 +123,7 @@ cdef class RelayPump:
 
     @property
     def features(self):
-        return {"udp_gso": bool(self.sockets.has_gso), "udp_gro": bool(self.sockets.has_gro)}
+        return self.sockets.features
 
     def bind(self, uint32_t seat, bytes network, int socket, str host, uint16_t port, *, uint32_t account=0):
         cdef Origin origin
@@ -218,7 +222,7 @@ cdef class RelayPump:
                         break
 
     cdef int receive_batch(self, int socket) noexcept nogil:
-        cdef int i, count = inbox_receive(&self.inbox, self.sockets.fd[socket])
+        cdef int i, count = inbox_receive(&self.inbox, self.sockets.fd[socket], self.sockets.features.recvmmsg)
         cdef double now
         if count == 0:
             return 0
@@ -226,7 +230,7 @@ cdef class RelayPump:
         pthread_mutex_lock(&self.mutex)
         for i in range(count):
             self.relay_message(socket, i, now)
-        outgoing_send(&self.outgoing)
+        post_send(&self.outgoing.post)
         pthread_mutex_unlock(&self.mutex)
         return count
 
@@ -245,7 +249,7 @@ cdef class RelayPump:
             if not is_frame(data, size):
                 self.hand_to_python(&message.origin, data, size, now)
             else:
-                frames_take(&frames, data, left, message.segment, message.tos, self.sockets.has_gso)
+                frames_take(&frames, data, left, message.segment, message.tos, self.sockets.features.udp_gso)
                 self.forward(&message.origin, &frames, now)
                 size = frames.size
             data += size

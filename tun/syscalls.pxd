@@ -7,7 +7,7 @@ cdef extern from "<sys/types.h>" nogil:
 
 cdef extern from "<errno.h>" nogil:
     int errno
-    enum: EAGAIN, EINTR, EIO, EINVAL, EBADFD, EBADF, ENOBUFS, ENOMEM, ENODEV, EMSGSIZE, ENOTSUP, ENOPROTOOPT, EFAULT
+    enum: EAGAIN, EINTR, ENOSYS, EPERM, EIO, EINVAL, ENOBUFS, ENOMEM, EMSGSIZE
 
 cdef extern from "<unistd.h>" nogil:
     ssize_t read(int fd, void *buffer, size_t size)
@@ -122,6 +122,8 @@ cdef extern from *:
         unsigned int msg_len
     int sendmmsg(int fd, mmsghdr *messages, unsigned int count, int flags) nogil
     int recvmmsg(int fd, mmsghdr *messages, unsigned int count, int flags, timespec *timeout) nogil
+    ssize_t sendmsg(int fd, const msghdr *message, int flags) nogil
+    ssize_t recvmsg(int fd, msghdr *message, int flags) nogil
     enum: UDP_SEGMENT, UDP_GRO, SOL_UDP
 
 cdef extern from "<netinet/in.h>" nogil:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .. import ipc
 
@@ -83,7 +83,14 @@ def settings(config: ipc.ConfigView) -> str:
     rate = f", relays up to {8 * config.relay_rate / 1e6:g} Mbit/s" if config.relay else ""
     endpoints = f", endpoints {' '.join(config.endpoints)}" if config.endpoints else ""
     without = f", off: {' '.join(off)}" if off else ""
+    without += f", engine without {' '.join(config.engine_without)}" if config.engine_without else ""
     return f"duplicate {config.duplicate}, mtu {config.mtu}, udp port {config.port or '-'}{rate}{endpoints}{without}"
+
+
+def features(found: Mapping[str, bool]) -> str:
+    """Which kernel features the engine uses, and which it does without."""
+    used, unused = ([name for name, is_used in found.items() if is_used is wanted] for wanted in (True, False))
+    return " ".join(used or ["none"]) + (f", without {' '.join(unused)}" if unused else "")
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:

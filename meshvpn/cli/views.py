@@ -42,7 +42,7 @@ def status(context: typer.Context) -> None:
         detail = f" ({server.detail})" if server.detail else ""
         print(f"network    : {server.network} on {server.url}, {server.state}{detail}")
     for name, features in found.engine.items():
-        print(f"engine     : {name} {' '.join(key for key, is_on in features.items() if is_on)}")
+        print(f"engine     : {name} {show.features(features)}")
     for name, count in found.relayed.items():
         if count:
             print(f"relayed    : {name} {show.amount(count)} for other members")

@@ -160,6 +160,7 @@ class Network:
             pool=IPv4Network(self.roster.charter.pool),
             uid=state.uid,
             mtu=self.config.mtu,
+            engine_without=self.config.engine_without,
         )
         link = enrolled.link if enrolled is not None else ControlLink(state.server_url, state.server_pin, _NOBODY)
         runner = NetworkRunner(node, link, sockets, placement, on_event=self._handle_event)
@@ -403,6 +404,7 @@ class Network:
             relay_rate=options.relay_rate,
             endpoints=[str(endpoint) for endpoint in options.endpoints],
             mtu=self.config.mtu,
+            engine_without=sorted(self.config.engine_without),
             port=self.state.udp_port,
         )
 

@@ -62,6 +62,8 @@ class Placement:
     pool: IPv4Network
     uid: bytes
     mtu: int
+    engine_without: frozenset[str] = frozenset()
+    """Kernel features that are left out."""
 
 
 class NetworkRunner:
@@ -110,7 +112,7 @@ class NetworkRunner:
         # The hold comes before the device: from here on nothing for the mesh leaves by another route.
         await asyncio.to_thread(interface.hold_prefixes, self._prefixes())
         taken = frozenset(await asyncio.to_thread(interface.interface_names))
-        self.device = open_device(place.interface, taken=taken)
+        self.device = open_device(place.interface, taken=taken, vnet_hdr="vnet_hdr" not in place.engine_without)
         await asyncio.to_thread(
             interface.configure,
             self.device.name,
@@ -120,7 +122,8 @@ class NetworkRunner:
             ],
             place.mtu,
         )
-        self.engine = Engine(self.device.fd, [sock.fileno() for sock in self._sockets.numbered().values()])
+        descriptors = [sock.fileno() for sock in self._sockets.numbered().values()]
+        self.engine = Engine(self.device.fd, descriptors, without=place.engine_without)
         if self.node.options.relay:
             self.engine.set_relaying(self.node.options.relay_rate, self.node.options.relay_rate * RELAY_BURST)
         self.engine.start()

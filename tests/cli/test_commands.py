@@ -411,6 +411,7 @@ def test_status_tells_what_is_in_force(daemon: FakeDaemon) -> None:
         relay_rate=1_000_000,
         endpoints=["203.0.113.5:40000"],
         mtu=1400,
+        engine_without=["udp_gro"],
         port=40000,
     )
     daemon.reply = ipc.Status(
@@ -428,11 +429,11 @@ def test_status_tells_what_is_in_force(daemon: FakeDaemon) -> None:
         problems=["a problem"],
     )
     assert meshvpn(daemon.path, "status").stdout.splitlines()[3:] == [
-        "engine     : mesh0 udp_gso",
+        "engine     : mesh0 udp_gso, without udp_gro",
         "relayed    : mesh0 2.5 MB for other members",
         "config     : /etc/meshvpn/meshvpn.toml",
         "settings   : n duplicate voice, mtu 1400, udp port 40000, relays up to 8 Mbit/s, endpoints 203.0.113.5:40000, "
-        "off: port_mapping",
+        "off: port_mapping, engine without udp_gro",
         "problem    : a problem",
     ]
 

@@ -39,13 +39,13 @@ SETTLED_HOST, SETTLED_KEYPAIR = "255.255.255.254", (0xFFFFFFFE, 0xFFFFFFFD)
 SOL_UDP, UDP_SEGMENT = 17, 103
 SO_RCVBUFFORCE = 33
 
-FEATURES = {
-    "engine": {"gso": True, "gro": True},
-    "engine-no-gso": {"gso": False, "gro": True},
-    "engine-no-gro": {"gso": True, "gro": False},
-    "engine-plain": {"gso": False, "gro": False},
+WITHOUT = {
+    "engine": frozenset[str](),
+    "engine-no-gso": frozenset({"udp_gso"}),
+    "engine-no-gro": frozenset({"udp_gro"}),
+    "engine-plain": frozenset({"udp_gso", "udp_gro", "sendmmsg", "recvmmsg"}),
 }
-KINDS = (*FEATURES, "twin")
+KINDS = (*WITHOUT, "twin")
 
 
 class Plane(CommandedPlane, Protocol):
@@ -95,7 +95,7 @@ class Side(Protocol):
 class EngineSide:
     """The compiled engine; a socket pair stands for the TUN, UDP is loopback's."""
 
-    def __init__(self, *, gso: bool = True, gro: bool = True, copy_dscp: bool = True, offload: bool = False) -> None:
+    def __init__(self, *, without: frozenset[str] = frozenset(), vnet_hdr: bool = False) -> None:
         self.inner, self.tun = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.udp = loopback()
         self.ends = tuple(loopback() for _ in range(FAR_ENDS))
@@ -105,10 +105,8 @@ class EngineSide:
         self.udp.setblocking(False)
         self.address, self.far = name_of(self.udp), tuple(map(name_of, self.ends))
         self.sink, self._settled = loopback(), 0
-        self.vnet = bytes(10) if offload else b""
-        self.plane = Engine(
-            self.inner.fileno(), [self.udp.fileno()], gso=gso, gro=gro, copy_dscp=copy_dscp, offload=offload
-        )
+        self.vnet = bytes(10) if vnet_hdr and "vnet_hdr" not in without else b""
+        self.plane = Engine(self.inner.fileno(), [self.udp.fileno()], without=without, vnet_hdr=vnet_hdr)
         self.plane.start()
         # Loopback has a queue a processor: datagrams of a thread that moves can overtake each other.
         self._processors = os.sched_getaffinity(0)
@@ -231,7 +229,7 @@ class TwinSide:
 @contextlib.contextmanager
 def open_side(kind: str) -> Iterator[Side]:
     """A plane without peers."""
-    side = TwinSide() if kind == "twin" else EngineSide(**FEATURES[kind])
+    side = TwinSide() if kind == "twin" else EngineSide(without=WITHOUT[kind])
     with contextlib.closing(side):
         yield side
 

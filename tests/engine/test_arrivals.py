@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from .sides import A_HOST, B_HOST, FEATURES, EngineSide, Side, install, introduce, packet, seal
+from .sides import A_HOST, B_HOST, WITHOUT, EngineSide, Side, install, introduce, packet, seal
 
 EF = 46 << 2
 GAPS = (0.004, 0.016)
@@ -83,9 +83,9 @@ def test_uneven_arrivals_are_jitter(joined: Side) -> None:
     assert 0.002 < joined.stats().jitter < 0.2
 
 
-@pytest.mark.parametrize("kind", FEATURES)
+@pytest.mark.parametrize("kind", WITHOUT)
 def test_what_the_engine_takes_together_is_one_sample(kind: str) -> None:
-    with contextlib.closing(EngineSide(**FEATURES[kind])) as side:
+    with contextlib.closing(EngineSide(without=WITHOUT[kind])) as side:
         introduce(side, side.far[0], B_HOST)
         install(side.plane, 1, 2, is_initiator=True)
         side.plane.stop()
@@ -107,7 +107,7 @@ def test_marks_that_survive_the_path_are_counted(joined: Side, source: str, dest
 
 
 def test_no_marks_are_counted_where_none_are_read() -> None:
-    with contextlib.closing(EngineSide(copy_dscp=False)) as side:
+    with contextlib.closing(EngineSide(without=frozenset({"send_tos", "recv_tos"}))) as side:
         introduce(side, side.far[0], B_HOST)
         install(side.plane, 1, 2, is_initiator=True)
         side.inject(seal(1, 2, 0, packet(B_HOST, A_HOST, 1, tos=EF)), tos=EF)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from .network import own_network, run
 from .sides import (
     A_HOST,
     B_HOST,
-    FEATURES,
+    WITHOUT,
     EngineSide,
     Side,
     install,
@@ -34,20 +35,31 @@ EVENT_LIMIT = 4096
 SO_SNDBUFFORCE = 32
 VOICE, BULK = 200, 1400
 ROUNDS = 200
+PRIORITY = 0x10002
+"""A socket's that is of the class 1:2."""
 
 
-@pytest.fixture(params=FEATURES)
+@pytest.fixture(params=WITHOUT)
 def slow(request: pytest.FixtureRequest) -> Iterator[EngineSide]:
     with open_slow(request.param, "20mbit") as side:
         yield side
 
 
 @contextlib.contextmanager
-def open_slow(kind: str, rate: str) -> Iterator[EngineSide]:
-    """A joined side whose network takes so much, and whose socket has a small buffer."""
+def open_slow(kind: str, rate: str, *, is_only_for_us: bool = False) -> Iterator[EngineSide]:
+    """A joined side whose network takes so much, and whose socket has a small buffer.
+
+    `is_only_for_us`: what sockets of PRIORITY send passes at once.
+    """
     with own_network():
-        run(f"tc qdisc add dev lo root tbf rate {rate} burst 64kb limit 16mb")
-        side = EngineSide(**FEATURES[kind])
+        if is_only_for_us:
+            run("tc qdisc add dev lo root handle 1: htb default 1")
+            run(f"tc class add dev lo parent 1: classid 1:1 htb rate {rate} burst 64kb quantum 9000")
+            run("tc class add dev lo parent 1: classid 1:2 htb rate 10gbit quantum 9000")
+            run("tc qdisc add dev lo parent 1:1 bfifo limit 16mb")
+        else:
+            run(f"tc qdisc add dev lo root tbf rate {rate} burst 64kb limit 16mb")
+        side = EngineSide(without=WITHOUT[kind])
     with contextlib.closing(side):
         side.udp.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, BUFFER)
         introduce(side, side.far[0], B_HOST)
@@ -83,7 +95,7 @@ def test_a_mark_that_asks_for_less_or_for_video_is_bulk(slow: EngineSide) -> Non
 
 
 @pytest.mark.netns
-@pytest.mark.parametrize("kind", FEATURES)
+@pytest.mark.parametrize("kind", WITHOUT)
 def test_the_ranks_have_their_shares_where_each_alone_is_too_much(kind: str) -> None:
     with open_slow(kind, "4mbit") as side:
         named = set()
@@ -105,6 +117,35 @@ def test_when_the_socket_has_room_again_bulk_goes_as_before(slow: EngineSide) ->
         slow.push(packet(A_HOST, B_HOST, number, BULK))
     assert len(slow.sent(20)) == 20
     assert slow.drops() == dropped
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("kind", ["engine", "engine-plain"])
+def test_voice_that_is_relayed_for_others_passes_a_full_socket_and_bulk_is_dropped(kind: str) -> None:
+    with open_slow(kind, "20mbit", is_only_for_us=True) as side:
+        for peer, relay_id in ((2, 20), (3, 30)):
+            side.plane.add_peer(peer)
+            side.plane.set_relay_paths(peer, relay_id, [(0, side.far[peer - 1].host, side.far[peer - 1].port)])
+        side.plane.set_relaying(1e9, 1e9)
+        head = struct.pack("<III", 5, 20, 30)
+        bulk, voice, marked = (
+            head + name + bytes(size) for name, size in ((b"bulk", BULK), (b"plai", 216), (b"mark", 800))
+        )
+        for _ in range(ROUNDS):
+            at = time.monotonic() + 0.002
+            set_source(side.ends[1], 0)
+            side.inject(*[bulk] * 25, voice, far=1)
+            set_source(side.ends[1], EF)
+            side.inject(marked, far=1)
+            time.sleep(max(0.0, at - time.monotonic()))
+        until(lambda: side.plane.relayed()[0] == 27 * ROUNDS)
+        got = Counter(data[12:16] for data in everything(side.ends[2]))
+        assert got[b"mark"] == ROUNDS
+        assert got[b"plai"] >= 0.9 * ROUNDS
+        assert 0 < got[b"bulk"] < 25 * ROUNDS
+        drops = side.drops()
+        assert drops.keys() <= {"send_full_bulk", "send_full_small"}
+        assert got.total() + sum(drops.values()) == 27 * ROUNDS
 
 
 class TestTheDevice:
@@ -171,9 +212,9 @@ def test_packets_that_wait_for_all_peers_together_are_bounded(side: Side) -> Non
     assert side.drops() == {"no_keypair": 4 * each - STAGED_BYTES // size}
 
 
-@pytest.mark.parametrize("kind", FEATURES)
+@pytest.mark.parametrize("kind", WITHOUT)
 def test_events_for_python_are_bounded(kind: str) -> None:
-    with contextlib.closing(EngineSide(**FEATURES[kind])) as side:
+    with contextlib.closing(EngineSide(without=WITHOUT[kind])) as side:
         introduce(side, side.far[0], B_HOST)
         side.settle()
         side.plane.take_events(1_000)
@@ -205,10 +246,19 @@ def offer(side: EngineSide, items: list[bytes]) -> None:
 
 def arrived(side: EngineSide) -> Counter[tuple[int, int]]:
     """What came to the far end, by mark and length, when no more comes."""
-    found: Counter[tuple[int, int]] = Counter()
-    side.ends[0].settimeout(0.5)
+    packets = (unseal(1, 2, message)[1] for message in everything(side.ends[0]))
+    return Counter((inner[1], int.from_bytes(inner[2:4])) for inner in packets)
+
+
+def everything(sock: socket.socket) -> Iterator[bytes]:
+    """What comes until no more comes."""
+    sock.settimeout(0.5)
     with contextlib.suppress(TimeoutError):
         while True:
-            inner = unseal(1, 2, side.ends[0].recv(65536))[1]
-            found[inner[1], int.from_bytes(inner[2:4])] += 1
-    return found
+            yield sock.recv(65536)
+
+
+def set_source(sock: socket.socket, mark: int) -> None:
+    """What it sends is marked so and passes a network that is slow for others."""
+    sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, mark)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, PRIORITY)

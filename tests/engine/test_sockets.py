@@ -19,7 +19,7 @@ from tun.engine import MAX_SOCKETS
 from .sides import (
     A_HOST,
     B_HOST,
-    FEATURES,
+    WITHOUT,
     EngineSide,
     Side,
     TwinSide,
@@ -35,9 +35,9 @@ from .sides import (
 MANY = 600
 
 
-@pytest.fixture(params=FEATURES)
+@pytest.fixture(params=WITHOUT)
 def engine(request: pytest.FixtureRequest) -> Iterator[EngineSide]:
-    with contextlib.closing(EngineSide(**FEATURES[request.param])) as side:
+    with contextlib.closing(EngineSide(without=WITHOUT[request.param])) as side:
         introduce(side, side.far[0], B_HOST)
         install(side.plane, 1, 2, is_initiator=True)
         yield side

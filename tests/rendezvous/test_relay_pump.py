@@ -7,7 +7,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import pytest
 
@@ -50,13 +50,13 @@ class Member:
 class Bench:
     """A pump with one network of two, and one of one."""
 
-    def __init__(self, *, byte_rate: float = 1e9, byte_burst: float = 1e9, gso: bool = True, gro: bool = True) -> None:
+    def __init__(self, *, byte_rate: float = 1e9, byte_burst: float = 1e9, without: Collection[str] = ()) -> None:
         self.sockets = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2)]
         for sock in self.sockets:
             sock.bind((HOST, 0))
             sock.setblocking(False)
         self.pump = RelayPump(
-            [sock.fileno() for sock in self.sockets], byte_rate=byte_rate, byte_burst=byte_burst, gso=gso, gro=gro
+            [sock.fileno() for sock in self.sockets], byte_rate=byte_rate, byte_burst=byte_burst, without=without
         )
         self.a, self.b, self.stranger = (Member(self.sockets[0]) for _ in range(3))
         self.pump.bind(10, ONE, 0, HOST, self.a.port)
@@ -73,10 +73,12 @@ class Bench:
             sock.close()
 
 
-@pytest.fixture(params=[(True, True), (True, False), (False, True), (False, False)], ids=["gso+gro", "gso", "gro", "-"])
+PLAIN = ("udp_gso", "udp_gro", "sendmmsg", "recvmmsg")
+
+
+@pytest.fixture(params=[(), *((name,) for name in PLAIN), PLAIN], ids=lambda names: "without " + " ".join(names))
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    gso, gro = request.param
-    made = Bench(gso=gso, gro=gro)
+    made = Bench(without=request.param)
     yield made
     made.close()
 

@@ -31,8 +31,9 @@ def test_the_example_shows_every_key_and_the_defaults() -> None:
     one = said.of("piaf-vpn")
     assert one.options == Options(duplicate=Duplicate.VOICE, endpoints=(Address("203.0.113.5", 40000),))
     assert one.port == 40000
+    assert one.engine_without == frozenset()
     keys = {line.split(" =")[0] for line in live.splitlines() if re.match(r"[a-z_]+ =", line)}
-    assert keys >= {*Options.__slots__, "mtu", "port", "log_level", "log_format"}
+    assert keys >= {*Options.__slots__, "mtu", "port", "engine_without", "log_level", "log_format"}
 
 
 def test_a_network_s_table_goes_before_the_top() -> None:
@@ -41,19 +42,26 @@ def test_a_network_s_table_goes_before_the_top() -> None:
         duplicate = "signalling"
         relay = false
         mtu = 1300
+        engine_without = ["udp_gso", "tun_uso"]
         [network."Büro"]
         relay = true
         relay_rate = "0.8 Mbit/s"
         [network.other]
         mtu = 9000
         port_mapping = false
+        engine_without = []
         port_guessing = false
         lan_discovery = false
         """.encode(),
         FILE,
     )
-    assert said.of("unnamed") == NetworkConfig(Options(duplicate=Duplicate.SIGNALLING, relay=False), 1300)
-    assert said.of("BÜRO") == NetworkConfig(Options(duplicate=Duplicate.SIGNALLING, relay_rate=100_000), 1300)
+    without = frozenset({"udp_gso", "tun_uso"})
+    assert said.of("unnamed") == NetworkConfig(
+        Options(duplicate=Duplicate.SIGNALLING, relay=False), 1300, None, without
+    )
+    assert said.of("BÜRO") == NetworkConfig(
+        Options(duplicate=Duplicate.SIGNALLING, relay_rate=100_000), 1300, None, without
+    )
     assert said.of("other") == NetworkConfig(
         Options(
             duplicate=Duplicate.SIGNALLING, relay=False, port_mapping=False, port_guessing=False, lan_discovery=False
@@ -78,6 +86,11 @@ def test_a_network_s_table_goes_before_the_top() -> None:
         ("relay_rate = '8 MB/s'", 'meshvpn.toml: relay_rate: "8 MB/s" is no rate; write a number and kbit/s'),
         ("relay_rate = '-8 Mbit/s'", 'meshvpn.toml: relay_rate: "-8 Mbit/s" is no rate'),
         ("relay_rate = '1 kbit/s'", 'meshvpn.toml: relay_rate: "1 kbit/s" is less than a call'),
+        ("engine_without = 'udp_gso'", "meshvpn.toml: engine_without: it is not understood; write a list of kernel "),
+        (
+            "engine_without = ['gso']",
+            'meshvpn.toml: engine_without: "gso" is none that the engine uses; write ',
+        ),
         ("port = 5", "meshvpn.toml: port: it is of one network; write it under [network.NAME]"),
         ("network = 5", "meshvpn.toml: network: it is not understood; write a table for each network"),
         ("[network]\nn = 5", 'meshvpn.toml: network "n": it is not understood; write a table for each network'),

@@ -75,7 +75,7 @@ cdef class FuzzEngine(Engine):
             give_block(item.data)
         while outbox_take_event(&self.outbox, &event):
             pass
-        memset(&self.train, 0, sizeof(Train))
+        memset(&self.device.train, 0, sizeof(Train))
 
     cdef void feed_message(self, int i, int kind, const uint8_t *prefix, const uint8_t *data, int size) noexcept nogil:
         # Into the inbox, as recvmmsg would leave it there.
@@ -136,18 +136,18 @@ cdef class FuzzEngine(Engine):
         pthread_rwlock_rdlock(&self.lock)
         for i in range(count):
             self.receive_message(0, i, now)
-        self.write_train()
-        outgoing_send(&self.forwarder.outgoing)
+        device_flush(&self.device)
+        post_send(&self.forwarder.outgoing.post)
         pthread_rwlock_unlock(&self.lock)
 
     cdef void feed_device(self, const uint8_t *data, int size) noexcept nogil:
         # Into the batch's first buffer, as read_batch would leave it there.
         cdef uint8_t *packet = self.batch.buffers + HEADER
-        cdef int length = size - self.vnet_bytes
+        cdef int length = size - self.device.vnet_bytes
         if length < 0:
             return
         unpoison(self.batch.buffers, SLOT)
-        memcpy(packet - self.vnet_bytes, data, size)
+        memcpy(packet - self.device.vnet_bytes, data, size)
         poison(packet + length + ROOM, SLOT - HEADER - length - ROOM)
         self.batch.slots[0].size = length
         pthread_rwlock_rdlock(&self.lock)
@@ -166,7 +166,7 @@ def open_engine(tun_fd, sockets):
     Frames from the one to the other (relay ids 1 and 2) are forwarded.
     """
     global engine
-    engine = FuzzEngine(tun_fd, sockets, offload=True)
+    engine = FuzzEngine(tun_fd, sockets, vnet_hdr=True)
     for number, host, host6 in ((1, "0a4d0002", "fd" + 29 * "0" + "2"), (2, "0a4d0003", "fd" + 29 * "0" + "3")):
         engine.add_peer(number)
         engine.add_route(bytes.fromhex(host), 32, number)
