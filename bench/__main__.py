@@ -21,10 +21,11 @@ from pathlib import Path
 from meshvpn.cli.client import CliError
 from tests.netns.lab import LabError, stopping_on_signals
 
-from . import bulk, capacity, crowd, handshakes, peers, relay, start, voice
+from . import bulk, capacity, crowd, features, handshakes, peers, relay, start, voice
 from .arena import Arena, resident_bytes
 from .contestants import ALL, MESHVPN, Tunnel, bring_up_all
 from .figures import Section, say, table
+from .load import Load
 from .plot import draw
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,6 +52,7 @@ class Run:
         self._ask("relay", lambda: relay.section(relay.RATE, rounds, 3.0))
         self._ask("handshakes", lambda: handshakes.section(1_000, rounds))
         self._ask("crowd", lambda: crowd.section(100 if self._is_full else 20))
+        self._ask("features", lambda: features.section(Load(features.RATE), rounds, 2.0))
         self._ask("start", lambda: start.section(start.measure(rounds)))
 
     def page(self) -> str:
@@ -100,6 +102,7 @@ class Run:
 
 
 QUESTIONS = ("voice", "capacity", "bulk", "peers", "relay", "handshakes", "crowd", "start")
+"""Asked if nothing is said. There is one more that compares meshvpn with itself only: features."""
 
 
 def _machine(is_full: bool) -> str:

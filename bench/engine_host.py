@@ -1,6 +1,8 @@
 """One engine with many peers on a TUN device, without the daemon: what the number of peers alone costs.
 
-    python -m bench.engine_host END PEERS       the keys' seed on standard input; prints "ready"; until it is ended
+    python -m bench.engine_host END PEERS [FEATURE …]
+
+Reads the keys' seed from standard input, does without the kernel features named, prints "ready", runs until ended.
 
 Peer n of end 0 is INSIDE[1] + n, reached at OUTSIDE + n (addresses of end 1): no two peers share an address, so packets
 of two peers never travel in one message. All peers of end 1 are at end 0's one address.
@@ -13,6 +15,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Collection
 from ipaddress import IPv4Address
 
 from tun.device import open_device
@@ -28,14 +31,14 @@ SOCKET_BUFFER = 4 << 20
 _SO_RCVBUFFORCE = 33
 
 
-def run(end: int, peers: int, seed: bytes) -> None:
+def run(end: int, peers: int, seed: bytes, without: Collection[str]) -> None:
     """Forward until SIGTERM."""
-    device = open_device(DEVICE, persist=False)
+    device = open_device(DEVICE, persist=False, vnet_hdr="vnet_hdr" not in without)
     udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     udp.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, SOCKET_BUFFER)
     udp.bind(("0.0.0.0", PORT))
     udp.setblocking(False)
-    engine = Engine(device.fd, [udp.fileno()])
+    engine = Engine(device.fd, [udp.fileno()], without=without)
     for number in range(peers):
         keys = [hashlib.blake2b(bytes([way]) + number.to_bytes(4), key=seed, digest_size=32).digest() for way in (0, 1)]
         peer = number + 1  # the engine counts from one
@@ -60,7 +63,7 @@ def run(end: int, peers: int, seed: bytes) -> None:
 def main() -> None:
     """Entry point."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
-    run(int(sys.argv[1]), int(sys.argv[2]), sys.stdin.buffer.read())
+    run(int(sys.argv[1]), int(sys.argv[2]), sys.stdin.buffer.read(), sys.argv[3:])
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,15 +30,16 @@ FLOWS = 1_000
 TWO, ALL = "two peers talk", "all peers talk in turn"
 
 
-def start(arena: Arena, count: int) -> Tunnel:
-    """Two engines with `count` peers each. Raises LabError."""
-    pair = arena.add_pair(f"peers{count}")
-    seed = arena.directory / f"seed{count}"
+def start(arena: Arena, name: str, count: int, without: Collection[str] = ()) -> Tunnel:
+    """Two engines with `count` peers each, that do without some kernel features. Raises LabError."""
+    pair = arena.add_pair(name)
+    seed = arena.directory / f"{name}.seed"
     seed.touch(mode=0o600)
     seed.write_bytes(os.urandom(32))
     processes: list[subprocess.Popen[bytes]] = []
     for end, host in enumerate((pair.a, pair.b)):
-        run = f"exec env PYTHONPATH={ROOT} {sys.executable} -m bench.engine_host {end} {count} < {seed}"
+        host_of_engine = f"{sys.executable} -m bench.engine_host {end} {count} {' '.join(without)}"
+        run = f"exec env PYTHONPATH={ROOT} {host_of_engine} < {seed}"
         processes.append(arena.start(host, host, ["sh", "-c", run]))
         arena.wait_ready(processes[-1], host)
         arena.ip(host, f"link set {DEVICE} mtu 1400 up")
@@ -55,7 +57,7 @@ def collect(rounds: int, seconds: float) -> dict[tuple[int, str], list[Sample]]:
     samples: dict[tuple[int, str], list[Sample]] = {}
     load = Load(RATE, flows=FLOWS)
     with Arena() as arena:
-        tunnels = {count: start(arena, count) for count in COUNTS}
+        tunnels = {count: start(arena, f"peers{count}", count) for count in COUNTS}
         for _ in range(rounds):
             for count, tunnel in tunnels.items():
                 for who, span in ((TWO, 2), (ALL, count)):

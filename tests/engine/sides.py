@@ -110,7 +110,7 @@ class EngineSide:
         self.plane.start()
         # Loopback has a queue a processor: datagrams of a thread that moves can overtake each other.
         self._processors = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, {sorted(self._processors)[WORKER % len(self._processors)]})
+        os.sched_setaffinity(0, own_processor())
 
     def push(self, packet: bytes) -> None:
         self.tun.send(packet)
@@ -340,6 +340,12 @@ def loopback() -> socket.socket:
     with contextlib.suppress(PermissionError):
         sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)
     return sock
+
+
+def own_processor() -> set[int]:
+    """The one that this worker's tests use."""
+    processors = sorted(os.sched_getaffinity(0))
+    return {processors[WORKER % len(processors)]}
 
 
 def name_of(sock: socket.socket) -> Address:

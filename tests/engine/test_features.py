@@ -19,7 +19,7 @@ from tun.relay import RelayPump
 from .flows import PLAIN, TCP, TCP_6, UDP, UDP_6, VNET, Flow, flow_of, resplit
 from .network import own_network
 from .refusals import REFUSALS, refused
-from .sides import A_HOST, B_HOST, EngineSide, handshake, introduce, loopback, packet
+from .sides import A_HOST, B_HOST, EngineSide, handshake, introduce, loopback, own_processor, packet
 
 EF, AF41 = 46 << 2, 34 << 2
 SIZES = (200, 200, 200, 60, 1400, 200, 24, 1399, 60, 60)
@@ -166,7 +166,7 @@ def mix() -> list[tuple[int, int]]:
 def pair(without_a: Collection[str], without_b: Collection[str]) -> Iterator[tuple[EngineSide, EngineSide]]:
     """Two engines that share one processor: on loopback nothing overtakes then."""
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(before)})
+    os.sched_setaffinity(0, own_processor())
     try:
         with (
             contextlib.closing(EngineSide(without=frozenset(without_a), vnet_hdr=True)) as a,
