@@ -27,10 +27,11 @@ REQUEST_TIMEOUT = 10.0
 """Seconds. A rendezvous answers in one round trip and one disk flush; ten seconds mean that it is stuck."""
 OPEN_TIMEOUT = 10.0
 """Seconds from the connection to Attached."""
-BACKOFF_FIRST = 0.5
-BACKOFF_LAST = 5.0
-"""Seconds; each wait is drawn from 0 … the bound (full jitter), so that a fleet does not come back in step. So long
-after a server, all are back."""
+BACKOFF_FIRST = 2.0
+BACKOFF_LAST = 4.0
+"""Seconds; each wait is drawn from 0 … the bound (full jitter), the first too, so that a fleet does not come back in
+step: two hundred members of a server that was started anew are at most twenty in a tenth of a second. All are back so
+long after a server, and a moment for the connection."""
 BACKOFF_REFUSED = 60.0
 """Seconds at most after a refusal that only people can lift (evicted, deleted, locked)."""
 TRANSIENT = frozenset({RefusalCode.RATE_LIMITED, RefusalCode.UNAVAILABLE})

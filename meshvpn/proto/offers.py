@@ -4,7 +4,8 @@
     Signalled ──▶ for us, from the member it says, newer than the last ──▶ candidates worth a probe
 
 A server takes a limited rate of messages from a connection, and a Signal beyond it is lost for good, since nobody
-answers one. So offers wait for their turn, and say what is true when it comes.
+answers one. So offers wait for their turn, and say what is true when it comes. Peers with payload come first. Those of
+a large mesh without any follow one by one, in any order: all its members may have to say something at the same time.
 """
 
 from __future__ import annotations
@@ -22,10 +23,15 @@ from .keys import Identity
 from .nat import Attempt, NatMapping
 from .peer import MeshPeer
 from .roster import Roster
+from .turn import SMALL
 
 OFFER_RATE = 15.0
 OFFER_BURST = 150
 """Offers a second, and at once: below what the rendezvous takes (20 and 200), which leaves room for requests."""
+MESH_RATE = 2000.0
+"""Offers a second that all members of a mesh together have for peers without payload: the server takes more."""
+LEAST_RATE = 5.0
+"""Of those, what one member has in a very large mesh: seldom do all speak at once."""
 HOLD = 0.3
 """Seconds for which offers wait for the servers' view of our address: one then says it all."""
 
@@ -42,30 +48,46 @@ class Offers:
         self._disco_public = disco_public
         self._roster = roster
         self._entropy = entropy
-        self._wanted: dict[bytes, MeshPeer] = {}
+        self._urgent: dict[bytes, MeshPeer] = {}
+        self._silent: dict[bytes, MeshPeer] = {}
         self._attempts: dict[bytes, tuple[Attempt, float]] = {}
         self._held_until = float("-inf")
         self._busy_until = float("-inf")
+        self._silent_at = float("-inf")
 
-    def want(self, peer: MeshPeer) -> None:
-        """The peer should hear of us; pointless while it is not connected to the server."""
-        if peer.is_online:
-            self._wanted[peer.member.identity] = peer
+    def want(self, peer: MeshPeer, *, is_urgent: bool) -> None:
+        """The peer should hear of us, soon if there is payload; pointless while it is not connected to the server."""
+        identity = peer.member.identity
+        if peer.is_online and identity not in self._urgent:
+            self._silent[identity] = peer
+            if is_urgent:
+                self.hurry(peer)
+
+    def will_tell(self, peer: MeshPeer) -> bool:
+        """Is an offer on its way out that will say what is true then?"""
+        return peer.member.identity in self._urgent or peer.member.identity in self._silent
+
+    def hurry(self, peer: MeshPeer) -> None:
+        """There is payload for it now: if it is to hear of us at all, then soon."""
+        if self._silent.pop(peer.member.identity, None) is not None:
+            self._urgent[peer.member.identity] = peer
 
     def want_attempt(self, peer: MeshPeer, attempt: Attempt, measured_at: float) -> None:
         """The peer should hear of sockets that were opened for it; said once."""
         if peer.is_online:
             self._attempts[peer.member.identity] = attempt, measured_at
-        self.want(peer)
+        self.want(peer, is_urgent=True)
 
     def forget(self, peer: MeshPeer) -> None:
         """It is no peer any more."""
-        self._wanted.pop(peer.member.identity, None)
+        for wanted in (self._urgent, self._silent):
+            wanted.pop(peer.member.identity, None)
         self._attempts.pop(peer.member.identity, None)
 
     def handle_attached(self, *, now: float) -> None:
         """Who is there will be told anew; our candidates will be complete in a moment."""
-        self._wanted.clear()
+        self._urgent.clear()
+        self._silent.clear()
         self.hold(now=now)
 
     def hold(self, *, now: float) -> None:
@@ -78,16 +100,30 @@ class Offers:
 
     def next_timeout(self) -> float | None:
         """When the next one may go."""
-        return max(self._held_until, self._busy_until - OFFER_BURST / OFFER_RATE) if self._wanted else None
+        at = max(self._held_until, self._busy_until - OFFER_BURST / OFFER_RATE)
+        if self._urgent:
+            return at
+        return max(at, self._silent_at) if self._silent else None
 
     def take_signals(self, *, now: float) -> list[Signal]:
         """What may go now; call it while attached."""
         signals = []
         while (at := self.next_timeout()) is not None and at <= now:
-            peer = self._wanted.pop(next(iter(self._wanted)))
+            peer = self._urgent.pop(next(iter(self._urgent))) if self._urgent else self._take_silent(now)
             self._busy_until = max(self._busy_until, now) + 1 / OFFER_RATE
             signals.append(self._seal(peer, now))
         return signals
+
+    def _take_silent(self, now: float) -> MeshPeer:
+        members = len(self._roster.members)
+        if members > SMALL:
+            rate = max(LEAST_RATE, min(OFFER_RATE, MESH_RATE / members))
+            self._silent_at = now + 2 / rate * self._fraction()
+        # Not all members begin with the same one.
+        return self._silent.pop(list(self._silent)[int(self._fraction() * len(self._silent))])
+
+    def _fraction(self) -> float:
+        return int.from_bytes(self._entropy(4), "little") / 2**32
 
     def open(self, message: Signalled, peer: MeshPeer | None) -> tuple[Offer, list[Candidate]]:
         """The peer's offer, and those of its candidates that are worth a probe. Raises MalformedMessage."""

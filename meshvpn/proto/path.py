@@ -34,6 +34,7 @@ from .reports import Counts
 from .score import mos
 from .traffic import Traffic
 from .transport import Path, Transmit
+from .turn import Turn
 from .why import trouble, why
 
 TRIGGER_INTERVAL = 0.05
@@ -66,6 +67,7 @@ class PathAgent:
         self._has_offer = False
         self._punch = Punch()
         self._pace = Pace()
+        self._turn = Turn()
         self._hearing = Hearing()
         self._counts = Counts()
         self._window = ReplayWindow()
@@ -128,6 +130,10 @@ class PathAgent:
     def payload_at(self) -> float:
         """When payload passed last."""
         return self._pace.active_until - ACTIVE_FOR
+
+    def is_active(self, now: float) -> bool:
+        """Does payload pass at the moment?"""
+        return now < self._pace.active_until
 
     def knock(self, path: Path, *, now: float, ttl: int | None = None) -> None:
         """A ping that makes no path: it opens a hole, or looks whether there is one. What answers it does."""
@@ -196,22 +202,20 @@ class PathAgent:
         self._session = (now, path) if path.is_direct else None
         self.handle_path_seen(path, now=now)
 
-    def handle_local_change(self, *, now: float) -> None:
-        """Our own candidates changed: the peer must hear it, and old mappings may be gone."""
-        self._events.append(OfferWanted())
-        self._ask_for_round(now)
+    def handle_local_change(self, *, now: float, wait: float = 0.0) -> None:
+        """Our own candidates changed: the peer must hear it, and old mappings may be gone. `wait`: seconds that the
+        search has time without payload."""
+        self._take_turn(now, wait, is_doubtful=False)
 
-    def handle_udp_passes(self, *, now: float) -> None:
+    def handle_udp_passes(self, *, now: float, wait: float = 0.0) -> None:
         """It did not for a while: what is known of direct paths is of then."""
         self._note_change(now, is_doubtful=False)
-        self.handle_local_change(now=now)
+        self._take_turn(now, wait, is_doubtful=False)
 
-    def handle_network_change(self, *, now: float) -> None:
+    def handle_network_change(self, *, now: float, wait: float = 0.0) -> None:
         """Our addresses or routes changed, or the machine slept: no path is trusted before it answers."""
         self._note_change(now, is_doubtful=True)
-        for probe in self.table.primary_and_relays():
-            self._ping(probe, now)
-        self.handle_local_change(now=now)
+        self._take_turn(now, wait, is_doubtful=True)
 
     def handle_server_lost(self, *, now: float) -> None:
         """Our control connection broke. Until the relay says that it is there yet, a call goes both ways."""
@@ -264,6 +268,8 @@ class PathAgent:
         self._hearing.note_sent(traffic.tx_packets, now)
         was_active = now < self._pace.active_until
         self._pace.note_payload(now, traffic.tx_packets)
+        if self._turn.at is not None:
+            self._have_turn(now)
         if not was_active and now >= self._punch.started_at + LAZY_AFTER and not self.table.has_direct(now):
             self._ask_for_round(now)
         self._settle(now)
@@ -283,6 +289,8 @@ class PathAgent:
 
     def handle_timeout(self, *, now: float) -> None:
         """Do what is due."""
+        if self._turn.is_due(now):
+            self._have_turn(now)
         if self._punch.is_due(now):
             self._step(now)
         self._settle(now)  # first: what was lost, and which path is primary, makes others due
@@ -303,6 +311,21 @@ class PathAgent:
         return events
 
     # Probing.
+
+    def _take_turn(self, now: float, wait: float, *, is_doubtful: bool) -> None:
+        self._turn.take(now + (wait if now >= self._pace.active_until else 0.0), is_doubtful=is_doubtful)
+        if self._turn.is_due(now):
+            self._have_turn(now)
+        self._settle(now)
+
+    def _have_turn(self, now: float) -> None:
+        if self._turn.end():
+            for probe in self.table.primary_and_relays():
+                self._ping(probe, now)
+            if self._is_in_doubt:
+                self._searches_until = now + LOSS_SEARCH
+        self._events.append(OfferWanted())
+        self._ask_for_round(now)
 
     def _ask_for_round(self, now: float) -> None:
         if self._has_offer:
@@ -424,6 +447,7 @@ class PathAgent:
         is_in_doubt = probe is not None and probe.is_proven and not probe.is_alive(now, is_primary=True)
         if is_in_doubt and not self._is_in_doubt:
             self._events.append(MappingDoubted())
+        if is_in_doubt and not self._is_in_doubt and self._turn.at is None:
             self._searches_until = now + LOSS_SEARCH
             for relay in self.table.known_relays():
                 if now - relay.sent_at >= TRIGGER_INTERVAL:
@@ -435,10 +459,11 @@ class PathAgent:
         role = self.table.role(probe.path)
         if probe.path == self.primary or (role is Role.RELAY and not self.is_reachable):
             role = Role.PRIMARY
-        return self._pace.ping_at(probe, role, is_standby=probe is standby)
+        at = self._pace.ping_at(probe, role, is_standby=probe is standby)
+        return None if at is None else self._turn.earliest(at)
 
     def _arm(self, now: float) -> None:
-        deadlines = [] if self._punch.next_at is None else [self._punch.next_at]
+        deadlines = [at for at in (self._punch.next_at, self._turn.at) if at is not None]
         standby = self.table.standby(now)
         for probe in self.table.probes.values():
             if (at := self._ping_at(probe, standby)) is not None:

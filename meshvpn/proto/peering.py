@@ -42,6 +42,7 @@ from .roster import Roster
 from .timers import Stamps
 from .traffic import Traffic
 from .transport import FIRST_EXTRA_SOCKET, Address, Path, RelayHop, Transmit
+from .turn import spread
 from .wireguard import HandshakeGaveUp, OtherInstance, SessionEstablished, WireGuard
 
 MAX_PEERS = MAX_MEMBERS
@@ -231,17 +232,18 @@ class Peering:
         self._guessing.handle_nat(nat)
         self.offers.candidates, self.offers.nat = candidates, self._guessing.nat
         for peer in self.peers.values():
-            self._touch(peer).handle_local_change(now=now)
+            if not self.offers.will_tell(peer):
+                self._touch(peer).handle_local_change(now=now, wait=self._wait())
 
     def handle_udp_passes(self, *, now: float) -> None:
         """It did not for a while: peers may be reached directly again."""
         for peer in self.peers.values():
-            self._touch(peer).handle_udp_passes(now=now)
+            self._touch(peer).handle_udp_passes(now=now, wait=self._wait())
 
     def handle_network_change(self, *, now: float) -> None:
         """Addresses or routes changed, or the machine slept."""
         for peer in self.peers.values():
-            self._touch(peer).handle_network_change(now=now)
+            self._touch(peer).handle_network_change(now=now, wait=self._wait())
 
     def handle_wake(self, slept: float, *, now: float, wall_ns: int) -> None:
         """We were suspended. Sessions that the peers have given up meanwhile, and that seem young to us, are made anew:
@@ -328,6 +330,7 @@ class Peering:
             peer.recent.note(traffic, now=now)
             if traffic != peer.traffic:
                 peer.traffic = traffic
+                self.offers.hurry(peer)
                 self._touch(peer).handle_traffic(traffic, now=now)
 
     def ping(self, peer: MeshPeer, token: int, path: Path | None, *, now: float) -> None:
@@ -415,10 +418,14 @@ class Peering:
         self._by_disco[new.disco_key] = peer
         peer.member = new
         self._touch(peer).handle_remote_disco(disco.DiscoBox(self._disco_secret, new.disco_key), now=now)
-        self.offers.want(peer)
+        self.offers.want(peer, is_urgent=peer.agent.is_active(now))
         if self._instances.handle_restart(peer.number) and peer.session_at is not None:
             # Its keys of our session are gone: what we send would be in vain.
             self._wireguard.handle_handshake_wanted(peer.number, now=now, wall_ns=wall_ns)
+
+    def _wait(self) -> float:
+        """For one peer: full jitter."""
+        return spread(len(self.peers)) * int.from_bytes(self._entropy(4), "little") / 2**32
 
     def _preshared_keys(self, member: Member, wall_ns: int) -> list[bytes]:
         return self._roster.preshared_keys(member, self._wireguard.public_key, wall=wall_ns // 1_000_000_000)
@@ -430,7 +437,7 @@ class Peering:
             # An absent member keeps its old relay id: its binding at the relay outlives the control connection.
             peer.relay_id = relay_id
             self._update_relay(peer, now)
-            self.offers.want(peer)
+            self.offers.want(peer, is_urgent=peer.agent.is_active(now))
         elif was_online:
             agent.handle_absence(now=now)
 
@@ -461,7 +468,7 @@ class Peering:
                 case MappingDoubted():
                     self._is_mapping_doubted = True
                 case OfferWanted():
-                    self.offers.want(peer)
+                    self.offers.want(peer, is_urgent=peer.agent.is_active(now))
                 case PingAnswered(token=token) if token == _CHALLENGE:
                     self._instances.handle_sign(peer.number, now)
                 case PingAnswered(token=token, rtt=rtt, path=path):

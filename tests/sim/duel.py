@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 
@@ -16,13 +16,16 @@ from meshvpn.proto import disco
 from meshvpn.proto.candidate import Candidate, CandidateKind, Offer
 from meshvpn.proto.disco import DiscoBox, Pong
 from meshvpn.proto.path import PathAgent
-from meshvpn.proto.path_events import PrimaryChanged
+from meshvpn.proto.path_events import OfferWanted, PrimaryChanged
 from meshvpn.proto.traffic import Traffic
 from meshvpn.proto.transport import Address, Path, RelayHop
 
 INTERVAL = 0.02
 SECRETS = (bytes(range(32)), bytes(range(32, 64)))
 ADDRESSES = (Address("20.1.0.1", 41000), Address("20.2.0.1", 41000))
+MOVED = (("20.3.0.1", 42000), ("20.4.0.1", 42000))
+LEG = 0.08
+"""Seconds that an offer takes."""
 SERVER = Address("198.51.100.1", 7770)
 READ_INTERVAL = 1.0
 """Seconds between two looks of a shell at all figures."""
@@ -44,8 +47,8 @@ class End:
     """One of the two, and what its engine counts."""
 
     agent: PathAgent
-    paths: tuple[Path, Path]
-    """The direct one and the relay, from here."""
+    paths: list[Path]
+    """The direct one and the relay, from here; more after both moved."""
     sent: int = 0
     received: int = 0
     expected: int = 0
@@ -78,13 +81,30 @@ class Duel:
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._order: Iterator[int] = count()
         self._wakes: list[float | None] = [None, None]
+        self.probes: list[tuple[float, int]] = []
+        """When which end sent one."""
+        self._is_moved = False
         for number, end in enumerate(self.ends):
             end.agent.handle_relays([end.paths[1]], now=self.now)
-            candidate = Candidate(CandidateKind.HOST, *_of(end.paths[0].remote))
-            end.agent.handle_offer(_offer(candidate), [candidate], now=self.now)
-            self._drain(number)
+            self._tell(number)
         self.run(3.0)
         assert all(end.is_direct for end in self.ends)
+
+    def move(self, waits: Sequence[float]) -> None:
+        """Both ends get another address and notice; the search may wait so long at each."""
+        old = self.ways[0]
+        self.ways.append([Way(way.delay) for way in old])
+        self.lose(1.0)
+        self._is_moved = True
+        for end, (host, port) in zip(self.ends, MOVED[::-1], strict=True):
+            end.paths.append(Path(0, Address(host, port)))
+        for number, wait in enumerate(waits):
+            self.ends[number].agent.handle_network_change(now=self.now, wait=wait)
+            self._drain(number)
+
+    def is_moved(self) -> bool:
+        """Are both direct where they are now?"""
+        return all(end.agent.primary == end.paths[-1] for end in self.ends)
 
     def call(self) -> None:
         """Fifty packets a second each way, from now on."""
@@ -106,11 +126,18 @@ class Duel:
 
     # Inside.
 
+    def _tell(self, number: int) -> None:
+        """The other end's offer arrives."""
+        end = self.ends[number]
+        candidate = Candidate(CandidateKind.HOST, *_of(end.paths[-1 if self._is_moved else 0].remote))
+        end.agent.handle_offer(_offer(candidate), [candidate], now=self.now)
+        self._drain(number)
+
     def _end(self, number: int) -> End:
         box = DiscoBox(SECRETS[number], disco.public_key(SECRETS[1 - number]))
         agent = PathAgent(disco=box, entropy=random.Random(self.dice.random()).randbytes)
         hop = RelayHop(1 + number, 2 - number)
-        return End(agent, (Path(0, ADDRESSES[1 - number]), Path(0, SERVER, hop)))
+        return End(agent, [Path(0, ADDRESSES[1 - number]), Path(0, SERVER, hop)])
 
     def _at(self, at: float, action: Callable[[], None]) -> None:
         heapq.heappush(self._heap, (at, next(self._order), action))
@@ -146,12 +173,15 @@ class Duel:
     def _drain(self, number: int) -> None:
         end = self.ends[number]
         for transmit in end.agent.take_transmits():
+            self.probes.append((self.now, number))
             if transmit.ttl is None:
                 place, data = end.paths.index(transmit.path), transmit.data
                 self._carry(number, place, lambda place=place, data=data: self._take(1 - number, place, data))  # type: ignore[misc]
         for event in end.agent.take_events():
             if isinstance(event, PrimaryChanged) and (not end.moves or event.primary != end.moves[-1][1]):
                 end.moves.append((self.now, event.primary))
+            elif isinstance(event, OfferWanted) and self._is_moved:
+                self._at(self.now + LEG, lambda: self._tell(1 - number))
         at = end.agent.next_timeout()
         if at is not None and at != self._wakes[number]:
             self._wakes[number] = at

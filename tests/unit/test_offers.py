@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import msgspec
@@ -13,8 +14,9 @@ from meshvpn.proto.control import Signal, Signalled
 from meshvpn.proto.drops import DropReason
 from meshvpn.proto.errors import MalformedMessage
 from meshvpn.proto.node import Node
-from meshvpn.proto.offers import HOLD, OFFER_BURST, OFFER_RATE, Offers
+from meshvpn.proto.offers import HOLD, LEAST_RATE, OFFER_BURST, OFFER_RATE, Offers
 from meshvpn.proto.peer import MeshPeer, make_peer
+from meshvpn.proto.turn import SMALL
 from rendezvous.limits import Limits
 
 from .founded import WALL_NS, Founded, found
@@ -34,27 +36,67 @@ def test_offers_keep_below_what_the_server_takes_and_none_is_lost() -> None:
     network.attach(node, now=0.0)
     node.handle_local_addresses(["192.168.1.10"], {0: 41000}, now=0.1, wall_ns=WALL_NS)
     node.handle_local_addresses(["192.168.1.11"], {0: 41000}, now=0.2, wall_ns=WALL_NS)
-    sent = run(node, until=60.0)
+    sent = run(node, until=200.0)
     assert {signal.to for _, signal in sent} == {identity.public for identity in network.identities[1:]}
     assert len(sent) == 399
     limits, tokens, last = Limits(), Limits().message_burst, 0.0
     for at, _ in sent:
         tokens, last = min(limits.message_burst, tokens + (at - last) * limits.message_rate) - 1, at
         assert tokens > 20
-    assert sent[OFFER_BURST - 1][0] == pytest.approx(HOLD)
-    assert sent[-1][0] < HOLD + 400 / OFFER_RATE
+    # Nobody talks to anybody: none is in a hurry, and none comes in step.
+    assert HOLD + 300 / LEAST_RATE < sent[-1][0] < HOLD + 500 / LEAST_RATE
+    assert max(sum(at <= other < at + 1.0 for other, _ in sent) for at, _ in sent) <= 4 * LEAST_RATE
+
+
+def test_in_a_small_mesh_all_are_told_at_once() -> None:
+    network = found(SMALL)
+    node = network.node(0)
+    node.handle_start({}, now=0.0, wall_ns=WALL_NS)
+    network.attach(node, now=0.0)
+    node.handle_local_addresses(["192.168.1.10"], {0: 41000}, now=0.1, wall_ns=WALL_NS)
+    sent = run(node, until=2.0)
+    assert len(sent) == SMALL - 1
+    assert all(at == pytest.approx(HOLD) for at, _ in sent)
+
+
+def test_peers_with_payload_come_before_silent_ones_and_who_begins_to_talk_is_one() -> None:
+    network = found(60)
+    offers, peers = machine(network, peers=range(1, 60))
+    for number in range(1, 51):
+        offers.want(peers[number], is_urgent=False)
+    for number in range(51, 60):
+        offers.want(peers[number], is_urgent=True)
+    first = [signal.to for signal in offers.take_signals(now=1.0)]
+    assert first[:9] == [network.identities[number].public for number in range(51, 60)]
+    assert len(first) <= 12
+    talks = next(peers[number] for number in range(1, 51) if network.identities[number].public not in first)
+    offers.hurry(talks)
+    assert offers.next_timeout() is not None
+    assert offers.take_signals(now=1.0)[0].to == talks.member.identity
+    # To whom nothing is to be said, payload says nothing either.
+    offers.hurry(talks)
+    assert talks.member.identity not in [signal.to for signal in offers.take_signals(now=1.0)]
+
+
+def test_even_urgent_ones_keep_below_what_the_server_takes() -> None:
+    network = found(200)
+    offers, peers = machine(network, peers=range(1, 200))
+    for peer in peers.values():
+        offers.want(peer, is_urgent=True)
+    assert len(offers.take_signals(now=1.0)) == OFFER_BURST + 1
+    assert len(offers.take_signals(now=2.0)) == OFFER_RATE
 
 
 def test_offers_wait_a_moment_after_attaching_and_no_longer_once_the_candidates_are_complete(network: Founded) -> None:
     offers, peers = machine(network)
     offers.hold(now=1.0)
-    offers.want(peers[1])
+    offers.want(peers[1], is_urgent=False)
     assert offers.next_timeout() == 1.0 + HOLD
     assert offers.take_signals(now=1.1) == []
     offers.release(now=1.2)
     assert len(offers.take_signals(now=1.2)) == 1
     offers.release(now=9.0)
-    offers.want(peers[1])
+    offers.want(peers[1], is_urgent=False)
     assert len(offers.take_signals(now=2.0)) == 1
 
 
@@ -62,7 +104,7 @@ def test_who_wants_an_offer_twice_before_its_turn_gets_one_that_is_up_to_date(ne
     offers, peers = machine(network)
     for candidate in (NEAR, Candidate(1, "192.0.2.8", 7000)):
         offers.candidates = (candidate,)
-        offers.want(peers[1])
+        offers.want(peers[1], is_urgent=False)
     (signal,) = offers.take_signals(now=1.0)
     assert opened(network, signal).candidates == [Candidate(1, "192.0.2.8", 7000)]
     assert offers.next_timeout() is None
@@ -71,8 +113,8 @@ def test_who_wants_an_offer_twice_before_its_turn_gets_one_that_is_up_to_date(ne
 def test_nobody_sends_an_offer_to_who_is_not_connected_or_no_peer_any_more(network: Founded) -> None:
     offers, peers = machine(network)
     peers[1].is_online = False
-    offers.want(peers[1])
-    offers.want(peers[2])
+    offers.want(peers[1], is_urgent=False)
+    offers.want(peers[2], is_urgent=True)
     offers.forget(peers[2])
     assert offers.take_signals(now=1.0) == []
 
@@ -133,16 +175,16 @@ def run(node: Node, *, until: float) -> list[tuple[float, Signal]]:
     return sent
 
 
-def machine(network: Founded) -> tuple[Offers, dict[int, MeshPeer]]:
+def machine(network: Founded, peers: Iterable[int] = (1, 2)) -> tuple[Offers, dict[int, MeshPeer]]:
     """Member 0's offers and its peers."""
     roster = network.roster(0)
     offers = Offers(network.identities[0], disco.public_key(network.disco_keys[0]), roster, entropy=network.entropy)
-    peers = {}
-    for number in (1, 2):
+    made = {}
+    for number in peers:
         member = roster.members[network.identities[number].public]
-        peers[number] = make_peer(number, member, network.disco_keys[0], number, entropy=network.entropy)
-        peers[number].is_online = True
-    return offers, peers
+        made[number] = make_peer(number, member, network.disco_keys[0], number, entropy=network.entropy)
+        made[number].is_online = True
+    return offers, made
 
 
 def signalled(network: Founded, **changes: object) -> Signalled:
