@@ -99,6 +99,8 @@ class Probe:
     asked_at: float = float("-inf")
     """The last ping of the peer."""
     died_at: float = float("-inf")
+    doubted_at: float = float("-inf")
+    """The last change that the path may not have survived."""
     triggered_at: float = float("-inf")
     """Our last ping that was sent because of one."""
     unanswered_since: float | None = None
@@ -223,7 +225,8 @@ class Probe:
         self._note_arrived(sent.number, arrived)
         self._note_rtt(now - sent.at)
         self.verified_at = self.worked_at = now
-        self.unanswered_since, self.tries = None, 0
+        if sent.at >= self.doubted_at:  # else the pong may have been on its way already
+            self.unanswered_since, self.tries = None, 0
         return sent
 
     def count_lost(self, now: float) -> int:
@@ -246,7 +249,7 @@ class Probe:
         """Something changed that the path may not have survived: if it does not answer, it is dead in DEATH_AFTER."""
         self._forget_losses()
         self.losses.clear()
-        since = now - DOUBT_AFTER - self.slack
+        self.doubted_at, since = now, now - DOUBT_AFTER - self.slack
         self.unanswered_since = since if self.unanswered_since is None else min(since, self.unanswered_since)
 
     def give_up(self, now: float) -> None:

@@ -52,6 +52,17 @@ def test_what_was_lost_before_the_first_pong_says_nothing_of_the_path() -> None:
     assert tried.tally(100) == (0, 1)
 
 
+def test_a_pong_that_was_on_its_way_before_a_doubt_does_not_end_it() -> None:
+    tried = measured(OUTSIDE, rtt=0.1)
+    tried.note_ping(b"0", 100.0)
+    tried.doubt(100.05)
+    tried.note_ping(b"1", 100.05)
+    assert tried.note_pong(b"0", 0, 100.1) is not None
+    assert not tried.is_alive(100.1, is_primary=True)
+    assert tried.note_pong(b"1", 0, 100.15) is not None
+    assert tried.is_alive(100.15, is_primary=True)
+
+
 def test_a_path_is_doubted_then_dead_and_never_for_a_single_ping() -> None:
     tried = measured(OUTSIDE, rtt=0.1)
     tried.note_ping(b"0", 100.0)
