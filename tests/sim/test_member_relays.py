@@ -116,8 +116,8 @@ def test_a_member_that_lies_about_relaying_costs_a_few_pings() -> None:
     a, b, c = mesh.found(SYMMETRIC, SYMMETRIC, PUBLIC)
     c.plane.set_relaying(0, 0)
     asked = count_frames(mesh, C)
-    mesh.stream(a, b)
-    mesh.stream(b, a)
+    mesh.stream(a, b, 0.1)
+    mesh.stream(b, a, 0.1)
     mesh.run(600.0)
     assert via(a, b) is None
     assert asked[A] <= 600 / BARRED_FOR * (HELPER_TRIES + 1) + HELPER_TRIES
