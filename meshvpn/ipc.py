@@ -4,12 +4,25 @@
     GET    /v1/networks                     list[NetworkView]
     POST   /v1/networks                     CreateRequest  → NetworkView
     POST   /v1/networks/join                JoinRequest    → NetworkView
+    POST   /v1/networks/join-by-invite      InvitedRequest → NetworkView
+    POST   /v1/networks/import              ImportRequest  → NetworkView
     GET    /v1/networks/NET/peers           list[PeerView]
     POST   /v1/networks/NET/leave|delete    LeaveRequest   → Reply
     POST   /v1/networks/NET/up|down                        → Reply
     POST   /v1/networks/NET/evict           EvictRequest   → Reply
     POST   /v1/networks/NET/unban           PeerRequest    → Reply
     POST   /v1/networks/NET/passwd          PasswordRequest→ Reply
+    POST   /v1/networks/NET/access          AccessRequest  → Reply
+    POST   /v1/networks/NET/approve|reject  PeerRequest    → Reply
+    GET    /v1/networks/NET/admins          list[AdminView]
+    POST   /v1/networks/NET/admin-add       PeerRequest    → Reply
+    POST   /v1/networks/NET/admin-remove    PeerRequest    → Reply
+    POST   /v1/networks/NET/export-owner    ExportRequest  → OwnerFile
+    POST   /v1/networks/NET/invite          InviteRequest  → InviteReply
+    GET    /v1/networks/NET/invites         list[InviteView]
+    POST   /v1/networks/NET/revoke          RevokeRequest  → Reply
+    POST   /v1/networks/NET/reidentify      ReidentifyRequest → NetworkView
+    GET    /v1/networks/NET/audit           list[AuditView], oldest first
     POST   /v1/networks/NET/nick            NickRequest    → Reply
     POST   /v1/networks/NET/ping            PingRequest    → PingReply
     POST   /v1/networks/NET/paths           PingRequest    → PathsReply
@@ -19,7 +32,7 @@
 NET is a network's name or uid (hex, or a prefix of at least 4 digits). An error is an `ErrorReply` with HTTP status
 400 (usage), 403 (no permission), 404 (no such network or peer), 409 (refused), 502 (the server refused),
 504 (server not reachable).
-Passwords never cross this socket: the client sends the keys that it derived from them.
+Passwords never cross this socket: the client sends the keys that it derived from them. Invite codes do.
 """
 
 from __future__ import annotations
@@ -75,6 +88,109 @@ class JoinRequest(_Secret, frozen=True, kw_only=True):
     server: ServerOptions
     nick: str | None = None
     interface: str | None = None
+
+
+class InvitedRequest(_Secret, frozen=True, kw_only=True):
+    """Join by an invite. `secret` is the code's 16 bytes in hexadecimal, `name` the network's if the user said it."""
+
+    secret: str
+    server: ServerOptions
+    name: str | None = None
+    nick: str | None = None
+    interface: str | None = None
+
+
+class ImportRequest(_Secret, frozen=True, kw_only=True):
+    """Become an owner here: `file` as ExportRequest gave it (base64), `key` from its salt and the passphrase.
+
+    What else is said matters only for a host that is not in the network yet; `server` None: those in the file.
+    """
+
+    file: str
+    key: str
+    server: ServerOptions | None = None
+    nick: str | None = None
+    interface: str | None = None
+
+
+class ExportRequest(_Secret, frozen=True, kw_only=True):
+    """`key` comes from the passphrase and the salt; 64 and 32 hexadecimal digits."""
+
+    salt: str
+    key: str
+
+
+class OwnerFile(msgspec.Struct, frozen=True, kw_only=True):
+    """The network's own key, sealed; base64."""
+
+    file: str
+
+
+class AccessRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Who may join: open, approve or locked."""
+
+    access: str
+
+
+class InviteRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A code that lets in so many hosts, for so many seconds."""
+
+    uses: int
+    ttl: int
+
+
+class InviteReply(_Secret, frozen=True, kw_only=True):
+    """`code` is said this once; `invite` is by what it is called from now on."""
+
+    code: str
+    invite: str
+    expires_at: str  # RFC 3339, UTC
+    server: ServerOptions
+    note: str | None = None
+
+
+class InviteView(msgspec.Struct, frozen=True, kw_only=True):
+    """An invite that may still be used."""
+
+    invite: str
+    uses: int  # for how many hosts it was made
+    expires_at: str  # RFC 3339, UTC
+
+
+class RevokeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """`invite` is the beginning of its name, at least 4 digits."""
+
+    invite: str
+
+
+class ReidentifyRequest(_Secret, frozen=True, kw_only=True):
+    """`secret` of an invite, where the network has no password at the moment."""
+
+    secret: str | None = None
+
+
+class AdminView(msgspec.Struct, frozen=True, kw_only=True):
+    """Who may change the network. `nick` is empty for one that is no member any more."""
+
+    nick: str
+    identity: str
+    role: str  # owner | admin
+    is_here: bool  # this host
+
+
+class AuditView(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry of the audit list. Times are RFC 3339, UTC: by the clock of who did it, and by ours."""
+
+    number: int  # grows
+    at: str
+    seen_at: str
+    kind: str  # joined left evict unban passwd access approve reject admin_add admin_remove invite revoke delete
+    identity: str | None  # of whom it was done to
+    nick: str
+    by: str  # nick
+    by_identity: str
+    detail: str
+    is_proven: bool  # the signature of who did it holds
 
 
 class PeerRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -207,8 +323,9 @@ class NetworkView(msgspec.Struct, frozen=True, kw_only=True):
     address6: str
     interface: str
     nick: str
-    access: str
+    access: str  # open | approve | locked
     role: str  # owner | admin | member
+    is_pending: bool  # an owner or admin has to approve this host first
     epoch: int
     owner: str  # nick of the owner, or its identity prefix
     pool: str
@@ -261,9 +378,10 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
-    """It was done; `message` is for people."""
+    """It was done; `note` is what people have to know besides."""
 
     message: str
+    note: str | None = None
 
 
 class ErrorReply(msgspec.Struct, frozen=True, kw_only=True):
@@ -281,6 +399,7 @@ class EventView(msgspec.Struct, frozen=True, kw_only=True):
     kind: str  # peer_direct, peer_relay, peer_lost, member_joined, member_left, member_evicted, server_up, …
     peer: str | None
     detail: dict[str, str]
+    audit: AuditView | None = None  # with kind `audit`: what was added to the network's list
 
 
 def decode(data: bytes, kind: type[T]) -> T:

@@ -2,6 +2,7 @@
 
     <state dir>/lock                          held by the one daemon that uses the directory
     <state dir>/<network uid, hex>/network    everything about one network (NetworkState), 0600
+    <state dir>/<network uid, hex>/audit      who joined, left, was evicted (auditfile.py); audit.1 is its beginning
     <state dir>/<…>.removed                   a network that was left, on its way out
 
 Directories are 0700.
@@ -97,7 +98,7 @@ class StateDir:
             self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StateError(
-                f"{path} cannot be used ({_why(error)}); run meshvpnd as root or give another --state-dir"
+                f"{path} cannot be used ({why(error)}); run meshvpnd as root or give another --state-dir"
             ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -111,6 +112,10 @@ class StateDir:
         """Let another daemon have it."""
         os.close(self._lock)
 
+    def of(self, uid: bytes) -> Path:
+        """Where a network's files are."""
+        return self.path / uid.hex()
+
     def load(self) -> Loaded:
         """All networks that can be read; damaged files are kept aside and named."""
         loaded = Loaded()
@@ -121,29 +126,29 @@ class StateDir:
                 else:
                     _load_network(directory, loaded)
             except OSError as error:
-                what = f"{directory} cannot be used ({_why(error)}), so its network stays down"
+                what = f"{directory} cannot be used ({why(error)}), so its network stays down"
                 loaded.problems.append(f"{what}; mend it, restart meshvpnd")
         return loaded
 
     def save(self, state: NetworkState) -> None:
         """Write one network; when this returns it is on the disk. Raises StateError; the old file then still stands."""
-        directory = self.path / state.uid.hex()
+        directory = self.of(state.uid)
         try:
             is_new = not directory.exists()
             directory.mkdir(mode=0o700, exist_ok=True)
             write_checked(directory / _FILE, msgspec.msgpack.encode(state))
             if is_new:
-                _sync_directory(self.path)
+                sync_directory(self.path)
         except OSError as error:
             with contextlib.suppress(OSError):
                 directory.rmdir()  # only if it is empty
             remedy = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend it, then try again"
-            problem = f"cannot be written ({_why(error)})"
+            problem = f"cannot be written ({why(error)})"
             raise StateError(f"{directory} {problem}; what was saved before is intact, {remedy}") from error
 
     def remove(self, uid: bytes) -> None:
         """Forget a network: after a crash it is there as a whole or gone. Raises StateError."""
-        directory = self.path / uid.hex()
+        directory = self.of(uid)
         if not directory.exists():
             return
         removed = directory.with_name(directory.name + _REMOVED)
@@ -151,15 +156,14 @@ class StateDir:
             if removed.exists():
                 _delete(removed)
             directory.rename(removed)
-            _sync_directory(self.path)
+            sync_directory(self.path)
             _delete(removed)
         except OSError as error:
-            raise StateError(
-                f"{directory} cannot be removed ({_why(error)}); mend it, then restart meshvpnd"
-            ) from error
+            raise StateError(f"{directory} cannot be removed ({why(error)}); mend it, then restart meshvpnd") from error
 
 
-def _why(error: OSError) -> str:
+def why(error: OSError) -> str:
+    """What is wrong, for people."""
     return (error.strerror or str(error)).lower()
 
 
@@ -188,7 +192,7 @@ def write_checked(file: Path, payload: bytes) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_directory(file.parent)
+    sync_directory(file.parent)
 
 
 def _load_network(directory: Path, loaded: Loaded) -> None:
@@ -206,7 +210,7 @@ def _load_network(directory: Path, loaded: Loaded) -> None:
     try:
         state = msgspec.msgpack.decode(read_checked(file), type=NetworkState)
     except (StateError, msgspec.MsgspecError):
-        aside = _set_aside(file)
+        aside = set_aside(file)
         loaded.problems.append(
             f"{file} is damaged and was kept as {aside.name}; restore it from a backup or join again"
         )
@@ -231,19 +235,21 @@ def _delete(directory: Path) -> None:
     for file in directory.iterdir():
         file.unlink()
     directory.rmdir()
-    _sync_directory(directory.parent)
+    sync_directory(directory.parent)
 
 
-def _set_aside(file: Path) -> Path:
+def set_aside(file: Path) -> Path:
+    """Give a damaged file another name, which nothing else has. Raises OSError."""
     number = 1
     while (aside := file.with_name(f"{file.name}.damaged-{number}")).exists():
         number += 1
     file.rename(aside)
-    _sync_directory(file.parent)
+    sync_directory(file.parent)
     return aside
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Have names that changed in it survive a crash. Raises OSError."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -17,7 +17,7 @@ import meshvpn
 from .. import ipc
 from ..dumps import forbid_dumps
 from ..usage import usage_line
-from . import members, netcheck, networks, ping, views
+from . import admins, audit, invites, members, netcheck, networks, ping, views
 from .client import REFUSED, USAGE, Client, CliError
 from .common import Options
 
@@ -55,7 +55,12 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "up": networks.up,
     "down": networks.down,
     "nick": networks.nick,
-    "passwd": networks.passwd,
+    "reidentify": networks.reidentify,
+    "passwd": members.passwd,
+    "access": members.access,
+    "invite": invites.invite,
+    "approve": members.approve,
+    "reject": members.reject,
     "evict": members.evict,
     "unban": members.unban,
     "list": views.list_networks,
@@ -63,12 +68,22 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "status": views.status,
     "ping": ping.ping,
     "netcheck": netcheck.netcheck,
-    "events": views.events,
+    "events": audit.events,
 }
-HAMACHIS_WORDS = {"go-online": "up", "go-offline": "down", "set-nick": "nick", "set-pass": "passwd"}
+GROUPS = {"admin": admins.admin, "owner": admins.owner}
+HAMACHIS_WORDS = {
+    "do-join": "join",
+    "go-online": "up",
+    "go-offline": "down",
+    "set-nick": "nick",
+    "set-pass": "passwd",
+    "set-access": "access",
+}
 
 for name, command in COMMANDS.items():
     app.command(name)(command)
+for name, group in GROUPS.items():
+    app.add_typer(group, name=name)
 for word, name in HAMACHIS_WORDS.items():
     app.command(word, hidden=True)(COMMANDS[name])
 

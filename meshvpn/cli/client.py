@@ -65,12 +65,11 @@ class Client:
         return self._call("POST", route, body, kind)
 
     def events(self) -> Iterator[bytes]:
-        """The event stream, line by line, until the daemon ends."""
+        """The event stream, open when this returns: line by line, until the daemon ends."""
         response = self._request("GET", "/v1/events", None, timeout=None)
         if response.status != 200:
             raise _refusal(response.status, response.read())
-        while line := response.readline():
-            yield line
+        return iter(response.readline, b"")
 
     def _call(self, method: str, route: str, body: msgspec.Struct | None, kind: type[T]) -> T:
         response = self._request(method, route, body, timeout=TIMEOUT_READ if method == "GET" else TIMEOUT)

@@ -32,6 +32,8 @@ Net = Annotated[str, typer.Argument(metavar="NET", help="the network's name")]
 Peer = Annotated[str, typer.Argument(metavar="PEER", help="nickname, address, or the first digits of the identity")]
 PasswordFile = Annotated[str | None, typer.Option("--password-file", help="file with the password, or - for stdin")]
 Weak = Annotated[bool, typer.Option("--force", help="take a password that is easily guessed")]
+Interface = Annotated[str | None, typer.Option("--interface", help="name of the network interface")]
+Nick = Annotated[str | None, typer.Option("--nick", help="this host's name in the network")]
 Yes = Annotated[
     bool, typer.Option("--yes", help="do not ask; nobody is asked either when standard input is no terminal")
 ]
@@ -41,9 +43,16 @@ def act(options: Options, doing: str, net: str, action: str, body: msgspec.Struc
     """Have something done to a network."""
     where = route(net, action)
     reply = say(doing, lambda: options.client.post(where, body, ipc.Reply), quiet=options.json)
+    tell(options, reply)
+    return reply
+
+
+def tell(options: Options, reply: ipc.Reply) -> None:
+    """What is to be known besides `.. ok`."""
     if options.json:
         print_json(reply)
-    return reply
+    elif reply.note is not None:
+        print(reply.note)
 
 
 def route(net: str, action: str) -> str:

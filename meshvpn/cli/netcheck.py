@@ -10,8 +10,7 @@ from .. import ipc
 from ..proto.netfindings import Findings
 from .client import NO_SERVER
 from .common import print_json
-from .networks import Server, ServerPin
-from .server import parse_server
+from .server import Server, ServerPin, parse_server
 
 WIDTH = 100
 _NOT_KNOWN = "not known"

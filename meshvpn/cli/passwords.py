@@ -30,7 +30,7 @@ def join_keys(client: Client, name: str, file: str | None) -> NetworkKeys:
     """The keys of name and password; derived here, so that the password never leaves this process."""
     client.check()  # before anybody types a password in vain
     with reported():
-        password = read_secret("Password: ", file)
+        password = read_secret("password", "Password: ", file)
         try:
             return derive_network_keys(name, password)
         finally:
@@ -58,7 +58,7 @@ def new_secret(client: Client, what: str, known: list[str], file: str | None, *,
     with reported():
         if file is None:
             return _ask_new(what, known, force=force)
-        secret = read_secret("", file)
+        secret = read_secret(what, "", file)
         try:
             _judge(what, secret, known, force=force)
         except (CliError, ConfigError):
@@ -67,9 +67,11 @@ def new_secret(client: Client, what: str, known: list[str], file: str | None, *,
         return secret
 
 
-def read_secret(question: str, file: str | None) -> bytearray:
+def read_secret(what: str, question: str, file: str | None) -> bytearray:
     """A line: typed without echo, or the first one of a file, - for standard input. Raises CliError."""
     if file is None:
+        if not is_terminal(sys.stdin):
+            raise CliError(f"no terminal to ask for the {what}; give --{what}-file FILE or --{what}-file -", USAGE)
         return _type(question)
     name = "standard input" if file == "-" else file
     try:
@@ -108,7 +110,7 @@ def reported() -> Iterator[None]:
 
 def _ask_new(what: str, known: list[str], *, force: bool) -> bytearray:
     while True:
-        secret = read_secret(f"New {what} (Enter: one is made for you): ", None)
+        secret = read_secret(what, f"New {what} (Enter: one is made for you): ", None)
         if not secret:
             made = strength.generate()
             print(f"The {what} is {made}", file=sys.stderr)
@@ -120,7 +122,7 @@ def _ask_new(what: str, known: list[str], *, force: bool) -> bytearray:
             wipe(secret)
             print(f"meshvpn: {error}", file=sys.stderr)
             continue
-        again = read_secret("Again: ", None)
+        again = read_secret(what, "Again: ", None)
         is_same = hmac.compare_digest(secret, again)
         wipe(again)
         if is_same:
@@ -140,8 +142,6 @@ def _judge(what: str, secret: bytearray, known: list[str], *, force: bool) -> No
 
 def _type(question: str) -> bytearray:
     """A line of the terminal, without echo. The library's getpass gives a str, which nobody can wipe."""
-    if not is_terminal(sys.stdin):
-        raise CliError("no terminal to ask for the password; give --password-file FILE or --password-file -", USAGE)
     with contextlib.ExitStack() as stack:
         terminal = sys.stdin.fileno()
         with contextlib.suppress(OSError):  # standard input is a terminal, but not that of our session

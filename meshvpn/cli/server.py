@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+from typing import Annotated
 from urllib.parse import urlsplit
+
+import typer
 
 from .. import ipc
 from .client import USAGE, CliError
+
+Server = Annotated[str | None, typer.Option("--server", help="rendezvous: HOST, HOST:PORT or a URL")]
+ServerPin = Annotated[str | None, typer.Option("--server-pin", help="sha256:… of the server's certificate")]
 
 DEFAULT_PORT = 7770
 _PIN = re.compile(r"sha256:[0-9a-f]{64}")

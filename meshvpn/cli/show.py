@@ -16,16 +16,22 @@ ALL = 0.99
 def network_lines(network: ipc.NetworkView) -> list[str]:
     """A network and its members; column 2 and column 6 hold the markers."""
     marker = "*" if network.state in ("online", "connecting") else PROBLEM if network.state != "offline" else " "
-    count = len(network.members) + 1
+    count = sum(member.state != "pending" for member in network.members) + (not network.is_pending)
+    access = "" if network.access == "open" else f", access: {network.access}"
     head = (
-        f" {marker} [{network.network}]  {network.pool}   members: {count}/{network.capacity}, owner: {network.owner}"
+        f" {marker} [{network.network}]  {network.pool}   members: {count}/{network.capacity}, "
+        f"owner: {network.owner}{access}"
     )
     you = f"       you: {network.nick} {network.address} on {network.interface or '-'}"
-    lines = [head, f"{you} ({network.state})"]
+    role = ", admin" if network.role == "admin" else ""
+    lines = [head, f"{you} ({network.state}{role})"]
     if not network.has_password and network.state == "online":
         lines.append(
             f"       the password is retired, nobody can join: set one with `meshvpn passwd {network.network}`"
         )
+    waiting = [member.nick for member in network.members if member.state == "pending"]
+    if waiting and network.role != "member":
+        lines.append(f"       ? waits for you: `meshvpn approve {network.network} {waiting[0]}`, or `meshvpn reject …`")
     if network.note:
         lines.append(f"       {PROBLEM} {network.note}")
     return lines + [_member_line(member) for member in network.members]

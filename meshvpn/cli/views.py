@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import msgspec
 import typer
 
 from .. import ipc
@@ -51,14 +50,3 @@ def status(context: typer.Context) -> None:
         print(f"settings   : {name} {show.settings(config)}")
     for problem in found.problems:
         print(f"problem    : {problem}")
-
-
-def events(context: typer.Context) -> None:
-    """Print what happens as it happens."""
-    for line in context.obj.client.events():
-        if context.obj.json:
-            print(line.decode(), end="", flush=True)
-        else:
-            event = msgspec.json.decode(line, type=ipc.EventView)
-            detail = " ".join(f"{key}={value}" for key, value in event.detail.items())
-            print(f"{event.at} {event.network} {event.kind} {event.peer or ''} {detail}".rstrip(), flush=True)

@@ -11,7 +11,6 @@ import socket
 import struct
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
 
 import msgspec
 from aiohttp import web
@@ -24,14 +23,14 @@ from ..proto.errors import ConfigError, MembershipError, MeshError, RendezvousEr
 from ..proto.keys import check_nick
 from ..proto.netfindings import meaning
 from ..state import StateError
-from . import netcheck
+from . import netcheck, replies, views
 from .control_link import PinMismatchError, ServerUnreachableError
 from .interface import TakenError
+from .membership_api import MembershipApi
 from .network import Network
-from .networks import Networks, UnknownNetworkError, check_keys_name, network_keys
+from .networks import Networks, UnknownNetworkError
 
 log = logging.getLogger(__name__)
-T = TypeVar("T", bound=msgspec.Struct)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 MAX_BODY = 65536
@@ -41,7 +40,6 @@ EVENT_BACKLOG = 1000
 _SO_PEERGROUPS = 59  # asm-generic/socket.h; Python does not name it
 _MAX_GROUPS_BYTES = 1024  # what Python reads; of a user in more than 256 groups only the primary one counts
 
-_UNTOLD = ", as the rendezvous could not be told"
 _STATUS = {
     UnknownNetworkError: (404, "unknown_network"),
     ServerUnreachableError: (504, "server_unreachable"),
@@ -101,19 +99,13 @@ class Api:
                 web.get("/v1/networks", self._list),
                 web.get("/v1/events", self._stream),
                 web.post("/v1/netcheck", self._netcheck),
-                web.post("/v1/networks", self._create),
-                web.post("/v1/networks/join", self._join),
                 web.get(f"{net}/peers", self._peers),
-                web.post(f"{net}/leave", self._leave),
-                web.post(f"{net}/delete", self._delete),
                 web.post(f"{net}/up", self._up),
                 web.post(f"{net}/down", self._down),
-                web.post(f"{net}/evict", self._evict),
-                web.post(f"{net}/unban", self._unban),
-                web.post(f"{net}/passwd", self._passwd),
                 web.post(f"{net}/nick", self._nick),
                 web.post(f"{net}/ping", self._ping),
                 web.post(f"{net}/paths", self._paths),
+                *MembershipApi(self._networks).routes(net),
             ]
         )
         return application
@@ -122,7 +114,7 @@ class Api:
         networks = list(self._networks.by_uid.values())
         running = [network.runner for network in networks if network.runner is not None]
         engines = {runner.device.name: runner.engine for runner in running if runner.device and runner.engine}
-        return _json(
+        return replies.json(
             ipc.Status(
                 version=meshvpn.__version__,
                 pid=os.getpid(),
@@ -134,7 +126,7 @@ class Api:
                 drops={name: engine.drops() for name, engine in engines.items()},
                 relayed={name: engine.relayed()[1] for name, engine in engines.items()},
                 config_file=None if self._networks.config.file is None else str(self._networks.config.file),
-                config={network.state.name: network.settings() for network in networks},
+                config={network.state.name: views.config_view(network) for network in networks},
                 problems=[
                     *self._networks.problems,
                     *(f"{network.state.name}: {network.note}" for network in networks if network.note),
@@ -143,24 +135,10 @@ class Api:
         )
 
     async def _list(self, _request: web.Request) -> web.Response:
-        return _json([network.view() for network in self._networks.by_uid.values()])
-
-    async def _create(self, request: web.Request) -> web.Response:
-        return _json((await self._networks.create(await _body(request, ipc.CreateRequest))).view())
-
-    async def _join(self, request: web.Request) -> web.Response:
-        return _json((await self._networks.join(await _body(request, ipc.JoinRequest))).view())
+        return replies.json([views.network_view(network) for network in self._networks.by_uid.values()])
 
     async def _peers(self, request: web.Request) -> web.Response:
-        return _json(self._network(request).peers())
-
-    async def _leave(self, request: web.Request) -> web.Response:
-        is_told = await self._networks.leave(self._network(request), force=await _is_forced(request))
-        return _done("left" if is_told else f"left here; the others list this host until it is evicted{_UNTOLD}")
-
-    async def _delete(self, request: web.Request) -> web.Response:
-        is_told = await self._networks.delete(self._network(request), force=await _is_forced(request))
-        return _done("deleted" if is_told else f"deleted here; the others go on without an owner{_UNTOLD}")
+        return replies.json(views.peer_views(self._network(request)))
 
     async def _up(self, request: web.Request) -> web.Response:
         network = self._network(request)
@@ -170,7 +148,7 @@ class Api:
             raise MembershipError("already online")
         network.change(is_up=True)
         await network.up()
-        return _done("online")
+        return replies.done("online")
 
     async def _down(self, request: web.Request) -> web.Response:
         network = self._network(request)
@@ -178,51 +156,35 @@ class Api:
             raise MembershipError("already offline")
         network.change(is_up=False)
         await network.down(keep_device=False)
-        return _done("offline")
-
-    async def _evict(self, request: web.Request) -> web.Response:
-        await self._networks.evict(self._network(request), await _body(request, ipc.EvictRequest))
-        return _done("evicted")
-
-    async def _unban(self, request: web.Request) -> web.Response:
-        peer = (await _body(request, ipc.PeerRequest)).peer
-        await self._network(request).act(lambda node, now, wall_ns: node.unban(peer, now=now, wall_ns=wall_ns))
-        return _done("unbanned")
-
-    async def _passwd(self, request: web.Request) -> web.Response:
-        body = await _body(request, ipc.PasswordRequest)
-        keys, network = network_keys(body.locator, body.wrap_key), self._network(request)
-        check_keys_name(network, body.name)
-        await network.act(lambda node, now, wall_ns: node.change_password(keys, now=now, wall_ns=wall_ns))
-        return _done("password changed")
+        return replies.done("offline")
 
     async def _nick(self, request: web.Request) -> web.Response:
-        nick = check_nick((await _body(request, ipc.NickRequest)).nick)
+        nick = check_nick((await replies.body(request, ipc.NickRequest)).nick)
         network = self._network(request)
         network.change(nick=nick)
         if network.runner is not None:
             network.runner.act(lambda node, now, wall_ns: node.rename(nick, now=now, wall_ns=wall_ns))
-        return _done(f"you are {nick} now")
+        return replies.done(f"you are {nick} now")
 
     async def _ping(self, request: web.Request) -> web.Response:
-        return _json(await self._network(request).ping(await _body(request, ipc.PingRequest)))
+        return replies.json(await self._network(request).ping(await replies.body(request, ipc.PingRequest)))
 
     async def _paths(self, request: web.Request) -> web.Response:
-        return _json(await self._network(request).ping_paths(await _body(request, ipc.PingRequest)))
+        return replies.json(await self._network(request).ping_paths(await replies.body(request, ipc.PingRequest)))
 
     async def _netcheck(self, request: web.Request) -> web.Response:
-        server = (await _body(request, ipc.NetcheckRequest)).server
+        server = (await replies.body(request, ipc.NetcheckRequest)).server
         servers = [server] if server is not None else self._networks.servers()
         if not servers:
             raise ConfigError("netcheck", "this host is in no network, so no server is known", "give --server HOST")
         async with self._checking:  # two at a time would hear each other's bursts at the NAT
             found = await netcheck.check(servers, ignore=self._networks.interfaces())
-        return _json(ipc.NetcheckReply(findings=found, meaning=meaning(found)))
+        return replies.json(ipc.NetcheckReply(findings=found, meaning=meaning(found)))
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         queue = self._events.open()
         if queue is None:
-            return _error(409, "too_many", "too many programs listen to events already")
+            return replies.error(409, "too_many", "too many programs listen to events already")
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         try:
             await response.prepare(request)
@@ -242,18 +204,18 @@ async def _errors_as_replies(request: web.Request, handler: Handler) -> web.Stre
     try:
         return await handler(request)
     except RendezvousError as error:
-        return _error(502, error.code, str(error))
+        return replies.error(502, error.code, str(error))
     except (MeshError, TunError, OSError) as error:
         for kind, (status, code) in _STATUS.items():
             if isinstance(error, kind):
-                return _error(status, code, _told(error))
-        return _error(409, "refused", str(error))
+                return replies.error(status, code, _told(error))
+        return replies.error(409, "refused", str(error))
     except web.HTTPException as error:
-        return _error(
+        return replies.error(
             error.status, "http", f"no such request ({error.reason}); are meshvpn and meshvpnd of one version?"
         )
     except ValueError as error:
-        return _error(400, "usage", f"the request is not understood: {error}")
+        return replies.error(400, "usage", f"the request is not understood: {error}")
 
 
 @web.middleware
@@ -261,7 +223,7 @@ async def _for_admins_only(request: web.Request, handler: Handler) -> web.Stream
     """The socket's mode keeps others out; this holds where a mode was loosened or a descriptor was handed on."""
     peer = None if request.transport is None else request.transport.get_extra_info("socket")
     if peer is None or not _is_admin(peer):
-        return _error(
+        return replies.error(
             403, "no_permission", f"no permission; run as root or as a member of the group {ipc.SOCKET_GROUP}"
         )
     return await handler(request)
@@ -282,31 +244,10 @@ def _is_admin(peer: socket.socket) -> bool:
         return False
 
 
-async def _body(request: web.Request, kind: type[T]) -> T:
-    return ipc.decode(await request.read(), kind)
-
-
-async def _is_forced(request: web.Request) -> bool:
-    return request.can_read_body and (await _body(request, ipc.LeaveRequest)).force
-
-
 def _told(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"{(error.strerror or str(error)).lower()}; see `journalctl -u meshvpnd`"
     return str(error)
-
-
-def _json(value: object) -> web.Response:
-    return web.Response(body=msgspec.json.encode(value), content_type="application/json")
-
-
-def _done(message: str) -> web.Response:
-    return _json(ipc.Reply(message=message))
-
-
-def _error(status: int, code: str, message: str) -> web.Response:
-    body = msgspec.json.encode(ipc.ErrorReply(code=code, message=message))
-    return web.Response(status=status, body=body, content_type="application/json")
 
 
 def _server_view(network: Network) -> ipc.ServerView:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from dataclasses import dataclass, field
 
 from ..proto import clones, disco
-from ..proto.control import MAX_MESSAGE
+from ..proto.control import MAX_MESSAGE, PutLeave
 from ..proto.control_session import (
     ConnectWanted,
     ControlSession,
@@ -17,11 +18,14 @@ from ..proto.control_session import (
     SessionRefused,
 )
 from ..proto.errors import MeshError, RendezvousError
+from ..proto.signed import Signed
 from .control_link import ControlLink, LinkHandler, ServerIdentity, ServerUnreachableError
 from .randomness import entropy
 
 TIMEOUT = 15.0
 """Seconds for connection, TLS and the server's answer."""
+LEAVE_TIMEOUT = 5.0
+"""Seconds for the server to take back what it gave."""
 MAX_BACKLOG = MAX_MESSAGE
 """Bytes of messages that wait for the interface to be made, which takes a fraction of a second."""
 
@@ -52,7 +56,7 @@ class Enrolled:
     server: ServerIdentity
     run: Run
     backlog: list[bytes] = field(default_factory=list)
-    is_closed: bool = False
+    closed: asyncio.Event = field(default_factory=asyncio.Event)
     """The connection ended in the meantime, for `reason`."""
     reason: MeshError | None = None
 
@@ -61,9 +65,19 @@ class Enrolled:
         self.link.handler = handler
         for message in self.backlog:
             handler.handle_message(message)
-        if self.is_closed:
+        if self.closed.is_set():
             # Without this it would wait for ever for a connection that it believes to be there.
             handler.handle_closed(self.reason)
+
+    async def leave(self, leave: Signed) -> None:
+        """It came to nothing: tell the server, as well as it can be told, and close."""
+        self.session.request(lambda rid: PutLeave(rid=rid, leave=leave), now=time.monotonic())
+        for data in self.session.take_messages():
+            self.link.send(data)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_TIMEOUT):
+                await self.closed.wait()  # by the server, after its answer
+        await self.link.close()
 
 
 async def enrol(url: str, pin: str | None, opening: Opening, run: Run) -> Enrolled:
@@ -117,7 +131,8 @@ class _Attempt:
 
     def handle_closed(self, reason: MeshError | None) -> None:
         if self._enrolled is not None:
-            self._enrolled.is_closed, self._enrolled.reason = True, reason
+            self._enrolled.reason = reason
+            self._enrolled.closed.set()
         elif not self._result.done():
             self._result.set_exception(
                 reason or ServerUnreachableError(f"the rendezvous {self.link.url} closed the connection; try again")

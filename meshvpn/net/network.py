@@ -13,14 +13,17 @@ import msgspec
 import meshvpn
 
 from .. import ipc
+from ..auditfile import AuditFile
 from ..config import NetworkConfig
 from ..proto import clones, path_view
 from ..proto import keys as key_rules
-from ..proto.control import MAX_MEMBERS, RefusalCode
+from ..proto.audit import Entry
+from ..proto.control import RefusalCode
 from ..proto.control_session import ControlSession, SessionRefused, attach_opening, create_opening
 from ..proto.errors import MembershipError, RendezvousError
 from ..proto.events import (
     ActionFinished,
+    Audited,
     CloneSeen,
     CloneSight,
     MembershipChanged,
@@ -35,7 +38,6 @@ from ..proto.membership import MemberKeys, Profile
 from ..proto.node import Node
 from ..proto.peer import MeshPeer
 from ..proto.permit import Permit
-from ..proto.primitives import x25519_public
 from ..proto.roster import Roster
 from ..proto.transport import Address, Path
 from ..state import NetworkState, SavedPath, StateDir, StateError
@@ -70,6 +72,7 @@ class Network:
         self.identity = Identity(state.identity)
         self.owner = None if state.owner is None else Identity(state.owner)
         self.roster = Roster(state.uid, self.identity, state.roster)
+        self.audit = AuditFile(directory.of(state.uid))
         self.runner: NetworkRunner | None = None
         self.server_state: tuple[str, str | None] = ("connecting", None)
         self.trouble: str | None = None
@@ -102,7 +105,17 @@ class Network:
     def note(self) -> str | None:
         """One sentence if something needs the user's attention."""
         refused = None if self.refusal is None else f"the rendezvous refuses: {self.refusal.message}"
-        return self.trouble or self._unsaved or self.parting or self.copy_note or refused
+        waits = None
+        if self.is_pending:
+            command = f"`meshvpn approve {self.state.name} {self.state.nick}`"
+            waits = f"this host waits for an admin, who has to type {command}"
+        return self.trouble or self._unsaved or self.parting or self.copy_note or refused or waits or self.audit.problem
+
+    @property
+    def is_pending(self) -> bool:
+        """True while nobody has approved this host, where that is asked for."""
+        is_asked_for = self.roster.charter.access == "approve" and not self.is_ended
+        return is_asked_for and not self.roster.is_approved(self.identity.public)
 
     @property
     def copy_note(self) -> str | None:
@@ -205,6 +218,7 @@ class Network:
 
     def save(self) -> None:
         """To the disk; a failure is reported, and the next change tries again."""
+        self.audit.flush()
         self.state.roster = self.roster.export()
         if self.runner is not None:
             self.state.own_record = self.runner.node.membership.own_record
@@ -216,15 +230,16 @@ class Network:
             self._unsaved = str(error)
             log.error("state not saved error=%s", error)
 
-    async def act(self, action: Callable[[Node, float, int], int]) -> None:
-        """Carry out a request. Raises MembershipError, RendezvousError, ServerUnreachableError."""
+    async def act(self, action: Callable[[Node, float, int], int]) -> str:
+        """Carry out a request; what the user has to know besides that it was done, mostly nothing.
+
+        Raises MembershipError, RendezvousError, ServerUnreachableError.
+        """
         runner = self._running()
-        if not runner.node.session.is_attached:
-            detail = "try again" if runner.server_error is None else str(runner.server_error)
-            raise ServerUnreachableError(f"not connected to the rendezvous; {detail}")
         rid = runner.act(action)
         assert rid is not None, "actions have a number"
-        future = self._waiting[rid] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[ActionFinished] = asyncio.get_running_loop().create_future()
+        self._waiting[rid] = future
         try:
             async with asyncio.timeout(ACTION_TIMEOUT):
                 finished = await future
@@ -232,10 +247,19 @@ class Network:
             raise ServerUnreachableError("the rendezvous does not answer; try again") from error
         finally:
             self._waiting.pop(rid, None)
-        if finished.code == "unavailable":
-            raise ServerUnreachableError(f"{finished.message}; try again")
+        if finished.code == RefusalCode.UNAVAILABLE:
+            detail = finished.message if runner.server_error is None else str(runner.server_error)
+            raise ServerUnreachableError(f"{detail}; try again")
         if finished.code is not None:
             raise RendezvousError(finished.code, finished.message)
+        return finished.message
+
+    def become_owner(self, key: Identity) -> None:
+        """From now on this host may do what the owner may. Raises StateError; then nothing has changed."""
+        self.change(owner=key.seed)
+        self.owner = key
+        if self.runner is not None:
+            self.runner.act(lambda node, _now, _wall_ns: node.import_owner(key))
 
     async def ping(self, request: ipc.PingRequest) -> ipc.PingReply:
         """One round trip on the path in use. Raises MembershipError."""
@@ -325,6 +349,8 @@ class Network:
             case MembershipChanged(what=what):
                 self.save()
                 self._tell(what, None, {})
+            case Audited(entry=entry):
+                self._keep(entry)
             case _:
                 pass
 
@@ -352,69 +378,17 @@ class Network:
         log.info("%s network=%s peer=%s", kind, self.state.name, event.member.nick)
         self._tell(kind, event.member.nick, detail)
 
-    def _tell(self, kind: str, peer: str | None, detail: dict[str, str]) -> None:
-        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        self._publish(ipc.EventView(at=at, network=self.state.name, kind=kind, peer=peer, detail=detail))
+    def _keep(self, entry: Entry) -> None:
+        if not self.is_forgotten and self.audit.append(entry):
+            view = views.audit_view(self.audit.count, entry)
+            log.info("%s network=%s peer=%s by=%s", view.kind, self.state.name, view.nick, view.by)
+            self._tell("audit", view.nick or None, {}, view)
 
-    # Views.
-
-    def view(self) -> ipc.NetworkView:
-        """As `list` shows it."""
-        charter = self.roster.charter
-        tunnel_public = x25519_public(self.state.tunnel_key)
-        return ipc.NetworkView(
-            network=self.state.name,
-            uid=self.state.uid.hex(),
-            state=self._state_word(),
-            address=self.state.address,
-            address6=str(key_rules.address6(self.state.uid, tunnel_public)),
-            interface=self.state.interface or "",
-            nick=self.state.nick,
-            access=charter.access,
-            role=self.roster.role(self.owner) if self.owner else self.roster.role(self.identity),
-            epoch=charter.epoch,
-            owner="This computer" if self.owner is not None else charter.owner.hex()[:8],
-            pool=charter.pool,
-            capacity=min(MAX_MEMBERS, IPv4Network(charter.pool).num_addresses - 2),
-            has_password=charter.locator is not None,
-            note=self.note,
-            members=self.peers(),
+    def _tell(self, kind: str, peer: str | None, detail: dict[str, str], audit: ipc.AuditView | None = None) -> None:
+        event = ipc.EventView(
+            at=views.rfc3339(time.time()), network=self.state.name, kind=kind, peer=peer, detail=detail, audit=audit
         )
-
-    def _state_word(self) -> str:
-        if self.roster.charter.is_deleted:
-            return "deleted"
-        if self.roster.is_evicted:
-            return "evicted"
-        if self.runner is None:
-            return "offline"
-        if self.runner.node.is_copy:
-            return "cloned"
-        return "online" if self.server_state[0] == "connected" else "connecting"
-
-    def settings(self) -> ipc.ConfigView:
-        """What is in force of the configuration."""
-        options = self.config.options
-        return ipc.ConfigView(
-            duplicate=options.duplicate.value,
-            port_guessing=options.port_guessing,
-            port_mapping=options.port_mapping,
-            lan_discovery=options.lan_discovery,
-            relay=options.relay,
-            relay_rate=options.relay_rate,
-            endpoints=[str(endpoint) for endpoint in options.endpoints],
-            mtu=self.config.mtu,
-            engine_without=sorted(self.config.engine_without),
-            port=self.state.udp_port,
-        )
-
-    def peers(self) -> list[ipc.PeerView]:
-        """One row a member."""
-        now = time.monotonic()
-        known = {} if self.runner is None else self.runner.node.peers
-        return [
-            views.peer_view(member, known.get(identity), now=now) for identity, member in self.roster.members.items()
-        ]
+        self._publish(event)
 
 
 def _probe(peer: MeshPeer, token: int, path: Path | None) -> Callable[[Node, float, int], int]:

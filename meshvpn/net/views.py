@@ -2,16 +2,144 @@
 
 from __future__ import annotations
 
+import time
+from ipaddress import IPv4Network
+from typing import TYPE_CHECKING
+
 from .. import ipc
+from ..proto.audit import Entry, is_proven
 from ..proto.candidate import CandidateKind
+from ..proto.control import MAX_MEMBERS
+from ..proto.keys import address6
 from ..proto.member import Member
 from ..proto.path_view import PathView
 from ..proto.peer import MeshPeer
+from ..proto.primitives import x25519_public
 from ..proto.score import mos
 from ..proto.traffic import Traffic
 from ..proto.transport import STREAM_SOCKET, Path
 
+if TYPE_CHECKING:
+    from .network import Network
+
 RENDEZVOUS = "rendezvous"
+_LAST_SECOND = 253402300799
+"""Of the year 9999."""
+
+
+def network_view(network: Network) -> ipc.NetworkView:
+    """As `list` shows it."""
+    charter, state = network.roster.charter, network.state
+    return ipc.NetworkView(
+        network=state.name,
+        uid=state.uid.hex(),
+        state=_state_word(network),
+        address=state.address,
+        address6=str(address6(state.uid, x25519_public(state.tunnel_key))),
+        interface=state.interface or "",
+        nick=state.nick,
+        access=charter.access,
+        role=network.roster.role(network.owner or network.identity),
+        is_pending=network.is_pending,
+        epoch=charter.epoch,
+        owner="This computer" if network.owner is not None else charter.owner.hex()[:8],
+        pool=charter.pool,
+        capacity=min(MAX_MEMBERS, IPv4Network(charter.pool).num_addresses - 2),
+        has_password=charter.locator is not None,
+        note=network.note,
+        members=peer_views(network),
+    )
+
+
+def _state_word(network: Network) -> str:
+    if network.roster.charter.is_deleted:
+        return "deleted"
+    if network.roster.is_evicted:
+        return "evicted"
+    if network.runner is None:
+        return "offline"
+    if network.runner.node.is_copy:
+        return "cloned"
+    return "online" if network.server_state[0] == "connected" else "connecting"
+
+
+def config_view(network: Network) -> ipc.ConfigView:
+    """What is in force of the configuration."""
+    options = network.config.options
+    return ipc.ConfigView(
+        duplicate=options.duplicate.value,
+        port_guessing=options.port_guessing,
+        port_mapping=options.port_mapping,
+        lan_discovery=options.lan_discovery,
+        relay=options.relay,
+        relay_rate=options.relay_rate,
+        endpoints=[str(endpoint) for endpoint in options.endpoints],
+        mtu=network.config.mtu,
+        engine_without=sorted(network.config.engine_without),
+        port=network.state.udp_port,
+    )
+
+
+def peer_views(network: Network) -> list[ipc.PeerView]:
+    """One row a member."""
+    now = time.monotonic()
+    known = {} if network.runner is None else network.runner.node.peers
+    return [peer_view(member, known.get(identity), now=now) for identity, member in network.roster.members.items()]
+
+
+def admin_views(network: Network) -> list[ipc.AdminView]:
+    """Who may change the network, the owner first."""
+    roster = network.roster
+    views = [
+        ipc.AdminView(nick="", identity=roster.charter.owner.hex(), role="owner", is_here=network.owner is not None)
+    ]
+    for identity in roster.admins:
+        is_here = identity == network.identity.public
+        nick = network.state.nick if is_here else roster.nick_of(identity)
+        views.append(ipc.AdminView(nick=nick, identity=identity.hex(), role="admin", is_here=is_here))
+    return views
+
+
+def invite_views(network: Network, *, wall: float) -> list[ipc.InviteView]:
+    """Those that are not expired."""
+    return [
+        ipc.InviteView(invite=invite_name(entry.locator), uses=entry.uses, expires_at=rfc3339(entry.expires_at))
+        for entry in network.roster.invites
+        if entry.expires_at > wall
+    ]
+
+
+def invite_name(locator: bytes) -> str:
+    """What an invite is called: it says nothing of the code."""
+    return locator.hex()[:8]
+
+
+def audit_views(network: Network) -> list[ipc.AuditView]:
+    """The audit list, oldest first. Raises AuditError, OSError."""
+    entries = network.audit.entries()
+    first = network.audit.count - len(entries) + 1
+    return [audit_view(number, entry) for number, entry in enumerate(entries, first)]
+
+
+def audit_view(number: int, entry: Entry) -> ipc.AuditView:
+    """One entry of it."""
+    return ipc.AuditView(
+        number=number,
+        at=rfc3339(entry.at),
+        seen_at=rfc3339(entry.seen_at),
+        kind=entry.kind,
+        identity=None if entry.subject is None else entry.subject.hex(),
+        nick=entry.nick,
+        by=entry.actor_nick,
+        by_identity=entry.actor.hex(),
+        detail=entry.detail,
+        is_proven=is_proven(entry),
+    )
+
+
+def rfc3339(wall: float) -> str:
+    """A time as the API tells it. What somebody else's clock said may be far from any date."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(min(max(wall, 0), _LAST_SECOND)))
 
 
 def peer_view(member: Member, peer: MeshPeer | None, *, now: float) -> ipc.PeerView:

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import msgspec
-from nacl import bindings
 
 from . import keys as key_rules
+from . import primitives
 from .codec import decode
 from .errors import ConfigError, MalformedMessage
 from .keys import Entropy, Identity
@@ -43,17 +43,15 @@ class OwnerKey(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
 _decoder = msgspec.msgpack.Decoder(OwnerKey)
 
 
-def derive_key(passphrase: str, salt: bytes) -> bytes:
-    """Takes about 0.3 s and 128 MiB. Raises ConfigError for a passphrase that is empty or enormous."""
+def derive_key(passphrase: str | bytearray, salt: bytes) -> bytes:
+    """Takes about 0.3 s and 128 MiB; a bytearray is not copied, so that the caller can wipe it.
+
+    Raises ConfigError for a passphrase that is empty or enormous, MemoryError.
+    """
     key_rules.check_password(passphrase)
-    return bindings.crypto_pwhash_alg(
-        32,
-        passphrase.encode(),
-        salt,
-        key_rules.ARGON2_OPERATIONS,
-        key_rules.ARGON2_MEMORY,
-        bindings.crypto_pwhash_ALG_ARGON2ID13,
-    )
+    secret = passphrase.encode() if isinstance(passphrase, str) else passphrase
+    operations, memory = key_rules.ARGON2_OPERATIONS, key_rules.ARGON2_MEMORY
+    return primitives.argon2id(secret, salt, 32, operations=operations, memory=memory)
 
 
 def salt_of(file: bytes) -> bytes:

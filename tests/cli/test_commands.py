@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import os
-import pty
 import re
-import select
-import signal
-import socketserver
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -24,133 +17,7 @@ from meshvpn.cli import strength
 from meshvpn.proto.keys import derive_network_keys
 from meshvpn.proto.netfindings import Filtering, Findings, PortChoice, ServerFinding, meaning
 
-PASSWORD = "correct horse battery"
-ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("MESHVPN_")}
-PEER = ipc.PeerView(
-    nick="berlin",
-    identity="ab12cd34" * 8,
-    address="10.7.5.2",
-    address6="fd00::2",
-    state="direct",
-    endpoint="203.0.113.9:43667",
-    relay=None,
-    why="direct, R 92; relay, R 78",
-    rtt_ms=18.25,
-    jitter_ms=0.5,
-    loss=0.01,
-    r=92.4,
-    mos=4.38,
-    rx_loss=0.0,
-    rx_jitter_ms=1.25,
-    rx_bytes=1500,
-    tx_bytes=10,
-    rx_packets=7,
-    tx_packets=1,
-    rx_lost=0,
-    rx_reordered=0,
-    rx_duplicates=0,
-    rx_marked=7,
-    rx_kept_marks=7,
-    kept_marks=1.0,
-    last_handshake_s=3.0,
-    routes=[],
-)
-NETWORK = ipc.NetworkView(
-    network="piaf-vpn",
-    uid="00" * 16,
-    state="online",
-    address="10.7.5.1",
-    address6="fd00::1",
-    interface="mesh0",
-    nick="me",
-    access="open",
-    role="owner",
-    epoch=1,
-    owner="me",
-    pool="10.7.5.0/24",
-    capacity=254,
-    has_password=True,
-    note=None,
-    members=[PEER],
-)
-
-
-class FakeDaemon(socketserver.ThreadingUnixStreamServer):
-    """Answers every request with one prepared reply and keeps what was asked, but for the list of networks."""
-
-    daemon_threads = True
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(str(path), _Handler)
-        self.path = path
-        self.status = 200
-        self.reply: object = ipc.Reply(message="done")
-        self.networks: list[ipc.NetworkView] = []
-        self.requests: list[tuple[str, str, bytes]] = []
-
-    def refuse(self, status: int, message: str) -> None:
-        self.status, self.reply = status, ipc.ErrorReply(code="x", message=message)
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    def _answer(self) -> None:
-        daemon = self.server
-        assert isinstance(daemon, FakeDaemon)
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        is_list = (self.command, self.path) == ("GET", "/v1/networks")
-        if not is_list:
-            daemon.requests.append((self.command, self.path, body))
-            if daemon.status == 0:
-                return  # as if it were killed now
-        data = msgspec.json.encode(daemon.networks if is_list else daemon.reply)
-        self.send_response(200 if is_list else daemon.status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    do_GET = do_POST = _answer
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
-
-
-@pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
-    with FakeDaemon(tmp_path / "sock") as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-@pytest.fixture
-def password_file(tmp_path: Path) -> Path:
-    file = tmp_path / "password"
-    file.write_text(PASSWORD + "\nsecond line\n")
-    file.chmod(0o600)
-    return file
-
-
-def meshvpn(
-    path: Path,
-    *arguments: str | bytes,
-    stdin: str = "",
-    environment: Mapping[str, str] = ENVIRONMENT,
-    encoding: str = "utf-8",
-) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "meshvpn.cli", "--socket", str(path), *arguments],
-        input=stdin,
-        env={**ENVIRONMENT, **environment},
-        capture_output=True,
-        encoding=encoding,
-        timeout=60,
-        check=False,
-    )
-    assert "Traceback" not in done.stderr
-    assert PASSWORD not in done.stdout + done.stderr
-    return done
+from .fake import NETWORK, PASSWORD, PEER, FakeDaemon, meshvpn, typed
 
 
 def test_join_sends_the_derived_keys_and_never_the_password(daemon: FakeDaemon, password_file: Path) -> None:
@@ -461,23 +328,23 @@ def test_a_nickname_that_the_terminal_cannot_show_is_no_failure(daemon: FakeDaem
 def test_what_destroys_asks_a_person_first(
     daemon: FakeDaemon, command: tuple[str, ...], answer: str, is_done: bool
 ) -> None:
-    status, shown = _typed(daemon, [*command], f"{answer}\n")
+    status, shown = typed(daemon, [*command], f"{answer}\n")
     assert "[y/N]" in shown
     assert (status == 0, len(daemon.requests)) == (is_done, is_done)
     assert is_done or shown.rstrip().endswith("meshvpn: not done")
 
 
 def test_nobody_is_asked_with_yes(daemon: FakeDaemon) -> None:
-    status, shown = _typed(daemon, ["leave", "n", "--yes"], "")
+    status, shown = typed(daemon, ["leave", "n", "--yes"], "")
     assert (status, len(daemon.requests)) == (0, 1)
     assert "[y/N]" not in shown
 
 
 def test_a_password_is_typed_twice_for_something_new_and_never_shown(daemon: FakeDaemon) -> None:
-    status, shown = _typed(daemon, ["passwd", "n"], f"{PASSWORD}\n", f"{PASSWORD}\n")
+    status, shown = typed(daemon, ["passwd", "n"], f"{PASSWORD}\n", f"{PASSWORD}\n")
     assert (status, len(daemon.requests)) == (0, 1)
     assert PASSWORD not in shown
-    status, shown = _typed(daemon, ["passwd", "n"], f"{PASSWORD}\n", "another\n")
+    status, shown = typed(daemon, ["passwd", "n"], f"{PASSWORD}\n", "another\n")
     assert (status, len(daemon.requests)) == (2, 1)
     assert "the two passwords differ; try again" in shown
 
@@ -528,13 +395,13 @@ def test_who_joins_with_a_weak_password_is_not_lectured(daemon: FakeDaemon) -> N
 
 
 def test_a_weak_password_is_asked_for_again_at_a_terminal(daemon: FakeDaemon) -> None:
-    status, shown = _typed(daemon, ["passwd", "n"], "geheim\n", f"{PASSWORD}\n", f"{PASSWORD}\n")
+    status, shown = typed(daemon, ["passwd", "n"], "geheim\n", f"{PASSWORD}\n", f"{PASSWORD}\n")
     assert (status, len(daemon.requests)) == (0, 1)
     assert "that password is too weak" in shown
 
 
 def test_enter_at_a_terminal_makes_a_password_and_shows_it_once(daemon: FakeDaemon) -> None:
-    status, shown = _typed(daemon, ["passwd", "n"], "\n")
+    status, shown = typed(daemon, ["passwd", "n"], "\n")
     made = re.search(r"The password is (([a-z]{5}-){4}[a-z]{5})\s", shown)
     assert status == 0
     assert made is not None
@@ -549,21 +416,21 @@ def test_made_passwords_are_all_different_and_strong() -> None:
 
 
 def test_the_end_of_input_is_no_password(daemon: FakeDaemon) -> None:
-    status, shown = _typed(daemon, ["passwd", "n"], "\x04")
+    status, shown = typed(daemon, ["passwd", "n"], "\x04")
     assert (status, daemon.requests) == (2, [])
     assert "nothing was typed; try again" in shown
 
 
 def test_an_interrupt_ends_quietly(daemon: FakeDaemon) -> None:
-    status, shown = _typed(daemon, ["passwd", "n"], "\x03")
+    status, shown = typed(daemon, ["passwd", "n"], "\x03")
     assert (status, daemon.requests) == (130, [])
     assert "Traceback" not in shown
 
 
 @pytest.mark.parametrize("command", ["leave", "delete"])
 def test_what_is_ended_by_force_says_what_stays(daemon: FakeDaemon, command: str) -> None:
-    daemon.reply = ipc.Reply(message="left here; the others list this host")
     assert meshvpn(daemon.path, command, "n").stdout.endswith(" .. ok\n")
+    daemon.reply = ipc.Reply(message="left", note="left here; the others list this host")
     assert meshvpn(daemon.path, command, "n", "--force").stdout.endswith(
         " .. ok\nleft here; the others list this host\n"
     )
@@ -688,26 +555,3 @@ def test_netcheck_asks_another_server_if_it_is_told_to(daemon: FakeDaemon) -> No
     assert "No rendezvous can be reached" in done.stdout
     assert json.loads(daemon.requests[0][2]) == {"server": {"url": "https://x:7770", "pin": None}}
     assert meshvpn(daemon.path, "netcheck", "--server", "x y").returncode == 2
-
-
-def _typed(daemon: FakeDaemon, arguments: list[str], *answers: str) -> tuple[int, str]:
-    """Run the command at a terminal and give one answer to each question; exit status and what is to be seen."""
-    pid, terminal = pty.fork()
-    if pid == 0:
-        program = [sys.executable, "-m", "meshvpn.cli", "--socket", str(daemon.path), *arguments]
-        os.execve(sys.executable, program, ENVIRONMENT)
-    shown, left = "", list(answers)
-    try:
-        while True:
-            assert select.select([terminal], [], [], 30)[0], f"no end in sight: {shown!r}"
-            shown += os.read(terminal, 65536).decode()
-            if left and shown.endswith((": ", "[y/N] ")):
-                os.write(terminal, left.pop(0).encode())
-    except OSError:  # EIO: the other end is closed
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), shown
-    except BaseException:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        raise
-    finally:
-        os.close(terminal)

@@ -14,6 +14,7 @@ from aiohttp import web
 from meshvpn import ipc
 from meshvpn.config import Config
 from meshvpn.net import interface
+from meshvpn.net.admissions import Admissions
 from meshvpn.net.control_link import ServerIdentity
 from meshvpn.net.enrolment import MAX_BACKLOG, Enrolled, Run, enrol
 from meshvpn.net.network import Network
@@ -82,13 +83,14 @@ async def test_an_address_outside_the_pool_is_not_taken_from_a_server(
     monkeypatch.setattr(interface, "interface_names", list)
     directory = StateDir(tmp_path)
     all_networks = Networks(directory, Config(), "pbx", lambda event: None)
+    admissions = Admissions(all_networks)
     keys = {"name": "net", "locator": KEYS.locator.hex(), "wrap_key": KEYS.wrap_key.hex()}
     async with server(address=address) as url:
         where = ipc.ServerOptions(url=url)
         if action == "join":
-            entering = all_networks.join(ipc.JoinRequest(server=where, **keys))
+            entering = admissions.join(ipc.JoinRequest(server=where, **keys))
         else:
-            entering = all_networks.create(ipc.CreateRequest(server=where, pool="10.1.0.0/24", **keys))
+            entering = admissions.create(ipc.CreateRequest(server=where, pool="10.1.0.0/24", **keys))
         with pytest.raises(MembershipError, match="do not trust this server"):
             await entering
     assert not all_networks.by_uid

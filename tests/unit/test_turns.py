@@ -17,8 +17,10 @@ from meshvpn.net.control_link import ServerUnreachableError
 from meshvpn.net.networks import Networks
 from meshvpn.net.sockets import NetworkSockets
 from meshvpn.proto import owner
+from meshvpn.proto.control import RefusalCode
 from meshvpn.proto.control_session import SessionState
 from meshvpn.proto.errors import MembershipError
+from meshvpn.proto.events import ActionFinished
 from meshvpn.proto.keys import Identity, NetworkKeys, network_uid
 from meshvpn.proto.node import Node
 from meshvpn.proto.permit import Permit
@@ -53,6 +55,9 @@ class Runner:
         self.history.append("stopped")
 
     def act(self, action: Any) -> int:
+        if not self.node.session.is_attached:
+            gone = ActionFinished(7, RefusalCode.UNAVAILABLE, "not connected to the rendezvous")
+            asyncio.get_running_loop().call_soon(self.on_event, gone)
         return 7
 
 
