@@ -28,7 +28,7 @@ def collect(load: Load, rounds: int, seconds: float) -> dict[str, list[Sample]]:
     samples: dict[str, list[Sample]] = {name: [] for name in VARIANTS}
     with Arena() as arena:
         tunnels = {
-            name: start(arena, f"some{number}", 1, without) for number, (name, without) in enumerate(VARIANTS.items())
+            name: start(arena, f"some{number}", 2, without) for number, (name, without) in enumerate(VARIANTS.items())
         }
         for number in range(rounds):
             for name, tunnel in tunnels.items():

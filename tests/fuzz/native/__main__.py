@@ -1,6 +1,9 @@
 """Feed the engine's packet parser with what libFuzzer thinks of; .ci/fuzz-native builds it and runs this.
 
 python -m tests.fuzz.native CORPUS [libFuzzer's options]
+
+It begins with the inputs of seeds.py and those of found.hex: hexadecimal, a line an input that it once thought of and
+that reaches what no other does.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ def main() -> None:
     """Entry point."""
     fuzz_engine = importlib.import_module("tun.fuzz_engine")
     corpus, sink, null = Path(sys.argv[1]), socket.socket(type=socket.SOCK_DGRAM), os.open(os.devnull, os.O_RDWR)
-    for name, data in seeds().items():
+    found = (Path(__file__).parent / "found.hex").read_text().split()
+    for name, data in [*seeds().items(), *((f"found-{n}", bytes.fromhex(line)) for n, line in enumerate(found))]:
         (corpus / name).write_bytes(data)
     engine = fuzz_engine.open_engine(null, [sink.fileno()])
     for data in seeds().values():
