@@ -31,7 +31,7 @@ check: setup  ## formatting, lints, types, layering, spelling
 
 test: check  ## everything that is checked and tested, the fast things first
 	$(PYTEST) -n 2 -m "not netns" tests
-	$(PYTEST) -vv -m "netns and not alone" tests
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -vv -m "netns and not alone" tests
 	$(PYTEST) -vv -m alone tests
 
 check-native: setup  ## the engine's tests and a minute of fuzzing under AddressSanitizer and UndefinedBehaviorSanitizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -64,7 +65,7 @@ def test_what_was_kept_aside_is_named_at_each_start_and_never_overwritten(daemon
     whole = file.read_bytes()
     for number in (1, 2):
         assert daemon.stop() == 0
-        file.write_bytes(b"harm %d" % number)
+        _write(file, b"harm %d" % number)
         daemon.start()
     assert daemon.stop() == 0
     daemon.start()
@@ -77,7 +78,7 @@ def test_what_was_kept_aside_is_named_at_each_start_and_never_overwritten(daemon
     assert daemon.stop() == 0
     for number in (1, 2):
         file.with_name(f"network.damaged-{number}").unlink()
-    file.write_bytes(whole)
+    _write(file, whole)
     daemon.start()
     daemon.wait_online("lame")
     assert daemon.status()["problems"] == []
@@ -86,14 +87,20 @@ def test_what_was_kept_aside_is_named_at_each_start_and_never_overwritten(daemon
 def test_a_copy_of_a_networks_directory_is_not_the_network_a_second_time(daemon: Daemon) -> None:
     uid = daemon.networks()["lame"]["uid"]
     copy = daemon.state / f"{uid}.bak"
-    copy.mkdir()
-    (copy / "network").write_bytes((daemon.state / uid / "network").read_bytes())
+    copy.mkdir(mode=0o700)
+    _write(copy / "network", (daemon.state / uid / "network").read_bytes())
     assert daemon.stop() == 0
     daemon.start()
     assert sorted(daemon.networks()) == ["lame", "sound"]
     assert daemon.status()["problems"] == [f"{copy} is ignored: it is a copy of {uid}; move it elsewhere"]
     (copy / "network").unlink()
     copy.rmdir()
+
+
+def _write(file: Path, content: bytes) -> None:
+    """As a backup that kept the mode does."""
+    file.touch(mode=0o600)
+    file.write_bytes(content)
 
 
 def _flip(whole: bytes, position: int) -> bytes:

@@ -32,9 +32,9 @@ def office(made: Stand) -> Daemon:
 
 
 @pytest.fixture
-def small(made: Stand, request: pytest.FixtureRequest) -> Iterator[Daemon]:
+def small(made: Stand) -> Iterator[Daemon]:
     """A daemon whose state is on a disk of 256 kB that only it sees."""
-    daemon = made.daemon(request.node.name, "s1")
+    daemon = made.daemon(f"small{len(made.daemons)}", "s1")
     inside = ["unshare", "--mount", "sh", "-c", IN_SMALL_DISK, "sh", str(daemon.state)]
     daemon.start([*inside, str(BIN / "meshvpnd")])
     yield daemon

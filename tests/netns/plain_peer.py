@@ -103,6 +103,9 @@ class PlainNode:
     def handle_network_change(self, *, now: float, wall_ns: int) -> None:
         """It has one path, which is not chosen."""
 
+    def prober(self, data: bytes) -> None:
+        """Nobody probes its path."""
+
     def handle_datagram(self, data: bytes, path: Path, *, now: float, wall_ns: int) -> None:
         self.cookies_received += data[:4] == bytes([messages.TYPE_COOKIE, 0, 0, 0])
         reason = self._wireguard.handle_datagram(data, path, now=now, wall_ns=wall_ns)
