@@ -44,15 +44,6 @@ table ip nat {
 }
 """
 
-_CARRIER_RULES = """
-table ip carrier {
-    chain postrouting {
-        type nat hook postrouting priority 100;
-        ip saddr 100.64.0.0/16 ip daddr != 100.64.0.0/16 masquerade fully-random;
-    }
-}
-"""
-
 
 class LabError(Exception):
     """Something that the lab was asked for did not happen; the message has the output."""
@@ -112,16 +103,6 @@ class Lab:
         self._ip(host, f"addr add {public_address6(number)}/64 dev eth0 nodad")
         self._ip(host, "link set eth0 up")
         return host
-
-    def put_behind_carrier(self, number: int) -> None:
-        """A site's router gets an address of a carrier's (RFC 6598), which has a NAT above it."""
-        router = f"r{number}"
-        self._ip(router, f"addr del {router_address(number)}/16 dev wan")
-        self._ip(router, f"addr add 100.64.0.{10 + number}/16 dev wan")
-        self._ip("net", "addr add 100.64.0.1/16 dev br0")
-        self._ip(router, "route add default via 100.64.0.1")
-        self.run("net", ["sysctl", "-qw", "net.ipv4.ip_forward=1"])
-        self.run("net", ["nft", "-f", "-"], text=_CARRIER_RULES)
 
     def run(
         self, where: str, command: Sequence[str], *, text: str = "", check: bool = True, timeout: float = 30

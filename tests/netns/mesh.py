@@ -36,6 +36,8 @@ class Mesh:
         self.lab = lab
         self.log_level = log_level
         self.port = DEFAULT_PORT
+        self.server_hosts = [SERVER_HOST]
+        """As they stand in a URL."""
         self.hosts = {number: lab.add_site(number) for number in range(1, sites + 1)}
         self.server: subprocess.Popen[bytes] | None = None
         self.daemons: dict[int, subprocess.Popen[bytes]] = {}
@@ -63,14 +65,9 @@ class Mesh:
     def start_server(self) -> None:
         """Start the rendezvous, the first time or again."""
         data = self.lab.directory / "rendezvous"
-        command = [
-            str(BIN / "meshvpn-rendezvous"),
-            "serve",
-            "--listen",
-            f"{SERVER_HOST}:{self.port}",
-            "--data",
-            str(data),
-        ]
+        command = [str(BIN / "meshvpn-rendezvous"), "serve", "--data", str(data)]
+        for host in self.server_hosts:
+            command += ["--listen", f"{host}:{self.port}"]
         self.server = self.lab.start("net", "rendezvous", [*command, "--log-level", self.log_level])
         started = self.lab.log("rendezvous").count("ready") + 1
         self.lab.wait("rendezvous ready", lambda: self.lab.log("rendezvous").count("ready") >= started)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
+from .igd import Igd
 from .natlab import NatLab, elsewhere, outside
 from .natmesh import NatMesh
-from .nats import CARRIER_GRADE, PORT_RESTRICTED, Nat
+from .nats import CARRIER_GRADE, PORT_RESTRICTED, SYMMETRIC, SYMMETRIC_COUNTING, Nat
 from .scenarios import LINE_DELAY, Outcome, assert_whole, calling, settle, sites, talk_for
 
 NO_GAP = 0.5
 """Seconds: a packet or two that met the NAT while it reloaded its rules."""
+FOREIGN_FLOWS = 100
+"""A second."""
 
 
 def a_nat_reboots_and_keeps_ports(outcome: Outcome) -> None:
@@ -108,7 +112,7 @@ def routers_that_take_early_packets_for_their_own(outcome: Outcome) -> None:
     """20 ms one way, and one end hears 250 ms later what the server says: direct within 3 s."""
     nat = Nat(drops=False)
     with sites(nat, nat, delay=10) as (lab, mesh):
-        lab.between("net", "r2", delay=125)
+        lab.towards("r2", "net", delay=250)
         mesh.start()
         outcome.seconds["direct"] = mesh.wait_state("direct", 1, 2)
         with calling(mesh, outcome, (1, 2)):
@@ -143,6 +147,70 @@ def two_in_one_lan_with_one_port(outcome: Outcome) -> None:
     assert_whole(outcome.heard)
 
 
+def customers_of_one_carrier(outcome: Outcome) -> None:
+    """Directly by its outside address where it hairpins; else relayed, without loss."""
+    with NatLab(LINE_DELAY) as lab:
+        hosts = {}
+        for first, has_hairpin in ((1, True), (3, False)):
+            carrier = lab.add_carrier(10 + first, replace(CARRIER_GRADE, has_hairpin=has_hairpin))
+            for number in (first, first + 1):
+                hosts[number] = lab.add_site(number, PORT_RESTRICTED, behind=carrier)
+        mesh = NatMesh(lab, hosts)
+        mesh.start()
+        outcome.seconds["direct"] = mesh.wait_state("direct", 1, 2)
+        mesh.wait_state("relay", 3, 4)
+        with calling(mesh, outcome, (1, 2), (3, 4)):
+            talk_for(6)
+            assert mesh.is_reached("direct", 1, 2)
+            assert mesh.is_reached("relay", 3, 4)
+        for here, there in ((1, 2), (2, 1)):
+            assert (mesh.peer(here, there).endpoint or "").startswith(f"{outside(11)}:")
+    assert_whole(outcome.heard)
+
+
+def a_counting_nat_with_busy_neighbours(outcome: Outcome) -> None:
+    """Every 10 ms they take the port that would be next: direct within 4 s."""
+    with NatLab(LINE_DELAY) as lab:
+        router = lab.add_router(1, SYMMETRIC_COUNTING)
+        hosts = {1: lab.add_inside(1, router), 2: lab.add_site(2, PORT_RESTRICTED)}
+        mesh = NatMesh(lab, hosts)
+        command = [sys.executable, "-m", "tests.netns.neighbours", outside(9), str(FOREIGN_FLOWS)]
+        lab.add_public(9)
+        lab.start(lab.add_inside(8, router, 8), "neighbours", command)
+        lab.wait("they are busy", lambda: lab.passed("r1", "s9") > FOREIGN_FLOWS)
+        mesh.start()
+        mesh.wait_known(1, 2)
+        before = lab.passed("r1", "s9")
+        with calling(mesh, outcome, (1, 2)):
+            outcome.seconds["direct"] = mesh.wait_state("direct", 1, 2)
+            talk_for(2)
+            assert lab.passed("r1", "s9") - before > FOREIGN_FLOWS * 1.5, "they were busy all the while"
+    assert outcome.seconds["direct"] <= 4
+    assert_whole(outcome.heard)
+
+
+def ports_that_routers_open_when_asked(outcome: Outcome) -> None:
+    """By UPnP: behind a symmetric NAT, and one that is wrong about its address, others get through; behind a carrier's
+    the relay serves, and nobody complains."""
+    with NatLab(LINE_DELAY) as lab:
+        hosts = {number: lab.add_site(number, SYMMETRIC) for number in (1, 2, 3)}
+        hosts[4] = lab.add_site(4, SYMMETRIC, behind=lab.add_carrier(9, CARRIER_GRADE))
+        for number, address in ((1, None), (3, "20.1.0.77"), (4, None)):
+            Igd(lab, number, "upnp", ext_ip=address).start()
+        mesh = NatMesh(lab, hosts, log_level="DEBUG")
+        mesh.start()
+        for pair in ((1, 2), (3, 2)):
+            mesh.wait_state("direct", *pair)
+        mesh.wait_state("relay", 4, 2)
+        lab.wait("the router refuses", lambda: "the router maps no port" in lab.log("daemon4"))
+        with calling(mesh, outcome, (1, 2), (3, 2), (4, 2)):
+            talk_for(4)
+            assert mesh.is_reached("relay", 4, 2)
+        assert (mesh.peer(2, 3).endpoint or "").startswith(f"{outside(3)}:")
+        assert not {"WARNING", "ERROR"} & set(lab.log("daemon4").split())
+    assert_whole(outcome.heard)
+
+
 SCENARIOS = (
     a_mapping_lives_half_a_minute_and_nobody_talks,
     a_nat_reboots_and_keeps_ports,
@@ -153,4 +221,7 @@ SCENARIOS = (
     routers_that_take_early_packets_for_their_own,
     equal_lans_and_equal_hosts,
     two_in_one_lan_with_one_port,
+    customers_of_one_carrier,
+    a_counting_nat_with_busy_neighbours,
+    ports_that_routers_open_when_asked,
 )

@@ -143,10 +143,22 @@ class NatLab(Lab):
         self, a: str, b: str, *, delay: float | None = None, loss: float | None = None, cut: bool | None = None
     ) -> None:
         """What befalls packets between two routers or public hosts, both ways; their other paths are as they were."""
+        self.towards(a, b, delay=delay, loss=loss, cut=cut)
+        self.towards(b, a, delay=delay, loss=loss, cut=cut)
+
+    def towards(
+        self,
+        target: str,
+        source: str,
+        *,
+        delay: float | None = None,
+        loss: float | None = None,
+        cut: bool | None = None,
+    ) -> None:
+        """The same in one direction."""
         scaled = {"delay": _scaled(delay, MICROSECONDS), "loss": _scaled(loss, MILLION), "cut": _scaled(cut, 1)}
         words = " ".join(f"{key}={value}" for key, value in scaled.items() if value is not None)
-        for ends in ((a, b), (b, a)):
-            self._tell(f"pair {self._ports[ends[0]]} {self._ports[ends[1]]} {words}")
+        self._tell(f"pair {self._ports[source]} {self._ports[target]} {words}")
 
     def passed(self, source: str, target: str) -> int:
         """Packets that one router or public host has sent to another's addresses so far."""

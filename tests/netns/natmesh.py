@@ -88,6 +88,8 @@ class NatMesh(Mesh):
         self.natlab = lab
         self.hosts = hosts
         self.port = HTTPS
+        self.server_of: dict[int, str] = {}
+        """The server's address as some members know it, where it is another."""
         self.addresses: dict[int, str] = {}
         self._talkers: dict[int, Talker] = {}
 
@@ -106,7 +108,8 @@ class NatMesh(Mesh):
     def enlist(self, number: int) -> None:
         """Create the network or join it. Raises CliError."""
         keys, client = _keys(), self.client(number)
-        server = ipc.ServerOptions(url=f"https://{SERVER_HOST}:{self.port}")
+        host = self.server_of.get(number, SERVER_HOST)
+        server = ipc.ServerOptions(url=f"https://{host}:{self.port}")
         nick, locator, wrap_key = f"piaf-server{number}", keys.locator.hex(), keys.wrap_key.hex()
         if self.addresses:
             join = ipc.JoinRequest(name=NETWORK, locator=locator, wrap_key=wrap_key, server=server, nick=nick)
@@ -133,12 +136,25 @@ class NatMesh(Mesh):
                 return view
         raise LabError(f"site {number} does not know site {other}")
 
+    def paths(self, number: int, other: int) -> list[ipc.PathRow]:
+        """All paths of a member to another, each pinged for this answer."""
+        request = ipc.PingRequest(peer=f"piaf-server{other}")
+        return self.client(number).post(f"/v1/networks/{NETWORK}/paths", request, ipc.PathsReply).paths
+
     def is_reached(self, state: str, a: int, b: int) -> bool:
         """True if both ends reach each other in this way."""
+        return {self._state(a, b), self._state(b, a)} == {state}
+
+    def wait_known(self, a: int, b: int) -> None:
+        """Wait until both ends know that the other is there."""
+        self.lab.wait(f"{a} and {b} know each other", lambda: None not in (self._state(a, b), self._state(b, a)))
+
+    def _state(self, number: int, other: int) -> str | None:
+        """None: it does not know the other yet."""
         try:
-            return self.peer(a, b).state == self.peer(b, a).state == state
-        except LabError:  # they do not know each other yet
-            return False
+            return self.peer(number, other).state
+        except LabError:
+            return None
 
     def wait_state(self, state: str, a: int, b: int, *, timeout: float = 20) -> float:
         """Wait until they do; the seconds that it took."""
@@ -161,8 +177,8 @@ class NatMesh(Mesh):
 
     def begin(self, a: int, b: int, *, rate: float = VOICE_RATE) -> None:
         """They talk, both ways."""
-        for here, there in ((a, b), (b, a)):
-            self.talker(here).talk(self.addresses[there], rate)
+        for phone, other in [(self.talker(a), b), (self.talker(b), a)]:  # both listen before one talks
+            phone.talk(self.addresses[other], rate)
 
     def end(self, a: int, b: int) -> tuple[Heard, Heard]:
         """They fall silent; what b heard of a, and a of b."""

@@ -1,6 +1,6 @@
 """What may happen to a mesh, as functions that run at once, each in a lab of its own: most of the time they wait.
 
-A scenario raises AssertionError where something does not hold, and returns what its calls heard.
+A scenario raises AssertionError where something does not hold; what its calls heard is in the outcome either way.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from .nats import Nat
 
 LINE_DELAY = 20.0
 """Milliseconds one way; four lines make the round trip between two sites."""
+FIGURES = "figures"
+"""The property of a test under which it records what is printed at the end of the run."""
 
 
 @dataclass(slots=True)
@@ -33,6 +35,11 @@ class Outcome:
     def longest_gap(self) -> float:
         """Seconds."""
         return max((heard.longest_gap for heard in self.heard), default=0.0)
+
+    @property
+    def heard_again_at(self) -> float:
+        """When the longest gap of each call was over everywhere; Unix time."""
+        return max(heard.gap_at + heard.longest_gap for heard in self.heard)
 
     @property
     def lost(self) -> int:
@@ -67,9 +74,11 @@ def calling(mesh: NatMesh, outcome: Outcome, *pairs: tuple[int, int]) -> Iterato
     """These talk meanwhile; what they heard is in the outcome afterwards."""
     for pair in pairs:
         mesh.begin(*pair)
-    yield
-    for pair in pairs:
-        outcome.add(mesh.end(*pair))
+    try:
+        yield
+    finally:
+        for pair in pairs:
+            outcome.add(mesh.end(*pair))
 
 
 def settle(mesh: NatMesh, *numbers: int) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from .igd import Igd, make_symmetric
-from .lab import Lab, router_address
+from .lab import Lab
 from .mesh import Mesh
 
 pytestmark = pytest.mark.netns
@@ -20,12 +20,12 @@ def lab() -> Iterator[Lab]:
         yield made
 
 
-def make_mesh(lab: Lab, *methods: str, ext_ip: str | None = None) -> tuple[Mesh, Igd]:
+def make_mesh(lab: Lab, method: str) -> tuple[Mesh, Igd]:
     """Two sites behind symmetric NATs, the first of which maps ports."""
     mesh = Mesh(lab, 2, log_level="DEBUG")
     for number in (1, 2):
         make_symmetric(lab, number)
-    igd = Igd(lab, 1, *methods, ext_ip=ext_ip)
+    igd = Igd(lab, 1, method)
     igd.start()
     mesh.start()
     mesh.found()
@@ -43,12 +43,6 @@ def test_a_mapping_makes_a_symmetric_nat_reachable_for_another_and_ends_with_the
     assert igd.mappings() == []
 
 
-def test_a_router_that_is_wrong_about_its_address_is_reached_all_the_same(lab: Lab) -> None:
-    mesh, _ = make_mesh(lab, "pcp", "nat-pmp", "upnp", ext_ip="20.1.0.77")
-    mesh.wait_direct()
-    assert mesh.peers(2)[0]["endpoint"].startswith(f"{router_address(1)}:")
-
-
 def test_a_router_that_was_started_anew_gets_the_mapping_again(lab: Lab) -> None:
     mesh, igd = make_mesh(lab, "pcp")
     mesh.wait_direct()
@@ -61,19 +55,3 @@ def test_a_router_that_was_started_anew_gets_the_mapping_again(lab: Lab) -> None
     lab.wait("renewed by the next daemon", lambda: lab.log("daemon1").count("port mapped at the router by=pcp") == 2)
     assert igd.mappings() == before
     mesh.wait_direct()
-
-
-def test_behind_a_carriers_nat_the_relay_serves_and_nobody_complains(lab: Lab) -> None:
-    mesh = Mesh(lab, 2, log_level="DEBUG")
-    make_symmetric(lab, 2)
-    lab.put_behind_carrier(1)
-    make_symmetric(lab, 1)
-    igd = Igd(lab, 1, "pcp", "nat-pmp", "upnp")
-    igd.start()
-    mesh.start()
-    mesh.found()
-    mesh.wait_reached()
-    lab.wait("the router refuses", lambda: "the router maps no port" in lab.log("daemon1"))
-    assert igd.mappings() == []
-    assert "WARNING" not in lab.log("daemon1")
-    assert "ERROR" not in lab.log("daemon1")
