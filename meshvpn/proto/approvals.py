@@ -1,4 +1,4 @@
-"""Who may take part in a network with access `approve`, as one member knows it.
+"""Who may take part in a network with access `approve` or `locked`, as one member knows it.
 
 An approval is signed by the owner or an admin and stands alone: it may come with a member's entry, before it, or from
 another member. It is worth something as long as who signed it may sign. What a charter says itself (`approved`, the

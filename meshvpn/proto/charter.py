@@ -62,7 +62,7 @@ class Charter(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     grants: dict[bytes, bytes]  # identity → crypto_box_seal of a msgpack EpochGrant to its identity's X25519 form
     is_deleted: bool = False
     invites: list[Invite] = []
-    approved: list[bytes] = []  # identities that need no approval of their own: members when access became `approve`, …
+    approved: list[bytes] = []  # identities that need no approval of their own: who was in when access was not `open`
     acts: list[Signed] = []  # the newest Acts (acts.py), oldest first
 
 
@@ -237,6 +237,11 @@ def is_admin(charter: Charter, identity: bytes) -> bool:
 def may_sign_for_network(charter: Charter, signer: bytes) -> bool:
     """True for the owner, and for the admins of a charter that was checked while they are not evicted."""
     return signer == charter.owner or (not is_banned(charter, signer) and is_admin(charter, signer))
+
+
+def needs_approval(charter: Charter) -> bool:
+    """True where knowing the password does not suffice: also in a locked network, or the server could unlock it."""
+    return charter.access != "open"
 
 
 def merge(left: Charter, right: Charter) -> Charter:

@@ -9,7 +9,7 @@ import msgspec
 
 from . import keys as key_rules
 from .acts import Kind, make_act, merge_acts
-from .charter import MAX_APPROVED, Charter, EpochGrant, Invite, Settings, is_banned
+from .charter import MAX_APPROVED, Charter, EpochGrant, Invite, Settings, is_banned, needs_approval
 from .errors import MembershipError
 from .keys import Entropy, Identity
 from .record import Envelope, record_of
@@ -109,7 +109,7 @@ def update(roster: Roster, charter: Charter, signer: Identity, wall: int, **chan
     """The next version, with these changes."""
     usual = {"version": next_version(roster.charter), "invites": open_invites(charter, wall), "issued_at": wall}
     updated = msgspec.structs.replace(charter, **{**usual, **changes})
-    if updated.access == "approve":
+    if needs_approval(updated):
         # Whoever is in stays in, whatever becomes of the admin that approved it.
         members = {who for who in roster.approved_members() if not is_banned(updated, who)}
         former = [who for who in updated.approved if who not in members]

@@ -208,7 +208,7 @@ def change_password(
 def set_access(roster: Roster, signer: Identity, access: str, *, wall: int) -> CharterUpdate:
     """Let in everybody who knows the password, only who is approved, or nobody (`ACCESS_MODES`).
 
-    Who is a member when access becomes `approve` stays one.
+    Who is a member stays one, whatever access becomes.
     """
     charter = drafts.writable(roster, signer)
     if access not in ACCESS_MODES:

@@ -20,7 +20,7 @@ import msgspec
 from . import keys as key_rules
 from .acts import Kind
 from .approvals import Approvals
-from .charter import Charter, Invite, Settings, admins_of, is_banned, may_sign_for_network
+from .charter import Charter, Invite, Settings, admins_of, is_banned, may_sign_for_network, needs_approval
 from .claims import Claims
 from .control import MAX_MEMBERS, MemberEntry
 from .drops import DropReason
@@ -480,7 +480,7 @@ class Roster:
         )
 
     def _is_pending(self, identity: bytes) -> bool:
-        return self._charter.access == "approve" and not self._approvals.has(identity)
+        return needs_approval(self._charter) and not self._approvals.has(identity)
 
     def _restore(self, stored: StoredMember) -> None:
         try:

@@ -12,8 +12,9 @@ import msgspec
 
 from meshvpn.proto.charter import AdminSet, Charter
 from meshvpn.proto.control import Attach, Create, Join, PutCharter, PutLeave, PutRecord
+from meshvpn.proto.invites import InviteKeys, make_invitation, make_invite
 from meshvpn.proto.keys import Identity, network_uid
-from meshvpn.proto.owner import make_leave
+from meshvpn.proto.owner import approval_by, make_leave
 from meshvpn.proto.record import Envelope
 from meshvpn.proto.signed import DOMAIN_ADMINS, DOMAIN_CHARTER, DOMAIN_ENVELOPE, DOMAIN_SESSION, Signed
 
@@ -91,6 +92,28 @@ class Network:
     def join(self, member: Identity, *, nonce: bytes = b"", rid: int = 1) -> Join:
         locator = self.charter.locator or b""
         return Join(rid=rid, locator=locator, identity=member.public, proof=prove(member, nonce, locator))
+
+    def invite(self, keys: InviteKeys, *, uses: int, expires_at: int) -> Signed:
+        """The next version, with this invite beside those that there are."""
+        made = make_invite(keys, b"grant", self.noise.randbytes, uses=uses, expires_at=expires_at)
+        others = [entry for entry in self.charter.invites if entry.locator != keys.locator]
+        return self.change(invites=[*others, made])
+
+    def join_invited(self, member: Identity, keys: InviteKeys, *, invitation: Signed | None = None) -> Join:
+        return Join(
+            rid=1,
+            locator=keys.locator,
+            identity=member.public,
+            proof=prove(member, b"", keys.locator),
+            invitation=invitation or make_invitation(keys, member.public),
+        )
+
+    def join_approved(
+        self, member: Identity, signer: Identity | None = None, *, approved: Identity | None = None
+    ) -> Join:
+        approval = approval_by(signer or self.owner, self.uid, (approved or member).public, wall=0)
+        proof = prove(member, b"", self.uid)
+        return Join(rid=1, locator=self.uid, identity=member.public, proof=proof, approval=approval)
 
     def attach(self, member: Identity, *, nonce: bytes = b"", rid: int = 1, instance: bytes = b"") -> Attach:
         proof = prove(member, nonce, self.uid)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import msgspec
 import pytest
 
-from meshvpn.proto.charter import Invite
-from meshvpn.proto.control import Join, MemberChanged, PutApproval, RefusalCode
-from meshvpn.proto.invites import InviteKeys, invite_keys, make_invitation, make_invite
-from meshvpn.proto.keys import Identity
+from meshvpn.proto.control import MemberChanged, PutApproval, RefusalCode
+from meshvpn.proto.invites import invite_keys, make_invitation
 from meshvpn.proto.owner import approval_by
 from meshvpn.proto.signed import Signed
 from rendezvous.core import invites_of
 
-from .signing import Network, identity, prove
+from .signing import identity
 from .test_core import World
 
 ANNA, BERT, CARL = identity("anna"), identity("bert"), identity("carl")
@@ -29,30 +26,32 @@ HOUR = 3600
 def world() -> World:
     """An invite for two, and no password."""
     world = World.founded()
-    put(world, locator=None, invites=[invite(world, CODE, uses=2)])
+    put(world, locator=None)
+    charter = world.network.invite(CODE, uses=2, expires_at=world.wall + HOUR)
+    world.accept(world.network.put_charter(charter), world.network.founder)
     return world
 
 
 def test_an_invite_lets_in_as_many_as_it_says_and_counts_nobody_twice(world: World) -> None:
     assert invites_of(world.known) == [CODE.locator]
     for member, address in ((ANNA, "10.7.5.2"), (ANNA, "10.7.5.2"), (BERT, "10.7.5.3")):
-        assert world.admit(join(member)).address == address
-    assert world.refusal(join(CARL), CARL) is RefusalCode.INVITE_USED
+        assert world.admit(world.network.join_invited(member, CODE)).address == address
+    assert world.refusal(world.network.join_invited(CARL, CODE), CARL) is RefusalCode.INVITE_USED
     assert world.stored(ANNA).invitation == make_invitation(CODE, ANNA.public)
     # The count goes on through changes of the charter, and ends with the invite.
     put(world, access="approve")
-    assert world.refusal(join(CARL), CARL) is RefusalCode.INVITE_USED
+    assert world.refusal(world.network.join_invited(CARL, CODE), CARL) is RefusalCode.INVITE_USED
     put(world, invites=[])
     assert world.known.uses == {}
-    assert world.refusal(join(CARL), CARL) is RefusalCode.INVITE_UNKNOWN
+    assert world.refusal(world.network.join_invited(CARL, CODE), CARL) is RefusalCode.INVITE_UNKNOWN
 
 
 def test_an_invite_ends_in_time_and_counts_for_nothing_in_a_locked_network(world: World) -> None:
     put(world, access="locked")
-    assert world.refusal(join(ANNA), ANNA) is RefusalCode.LOCKED
+    assert world.refusal(world.network.join_invited(ANNA, CODE), ANNA) is RefusalCode.LOCKED
     put(world, access="open")
     world.wall += HOUR
-    assert world.refusal(join(ANNA), ANNA) is RefusalCode.INVITE_EXPIRED
+    assert world.refusal(world.network.join_invited(ANNA, CODE), ANNA) is RefusalCode.INVITE_EXPIRED
 
 
 def test_an_invitation_is_by_who_has_the_code_for_who_joins(world: World) -> None:
@@ -62,22 +61,22 @@ def test_an_invitation_is_by_who_has_the_code_for_who_joins(world: World) -> Non
         (make_invitation(OTHER_CODE, ANNA.public), RefusalCode.STALE_CHARTER),
         (Signed(b"rubbish", CODE.signer.public, bytes(64)), RefusalCode.BAD_REQUEST),
     ):
-        assert world.refusal(join(ANNA, invitation=bad), ANNA) is code
+        assert world.refusal(world.network.join_invited(ANNA, CODE, invitation=bad), ANNA) is code
 
 
 def test_who_was_evicted_does_not_come_back_by_an_invite(world: World) -> None:
-    world.admit(join(ANNA))
+    world.admit(world.network.join_invited(ANNA, CODE))
     world.accept(world.network.put_charter(world.network.evict(ANNA.public)), world.network.founder)
-    assert world.refusal(join(ANNA), ANNA) is RefusalCode.EVICTED
+    assert world.refusal(world.network.join_invited(ANNA, CODE), ANNA) is RefusalCode.EVICTED
 
 
 def test_whom_the_owner_approved_joins_without_a_password_and_into_a_locked_network(world: World) -> None:
     put(world, access="locked")
     for signer, code in ((world.network.founder, RefusalCode.BAD_SIGNATURE), (BERT, RefusalCode.BAD_SIGNATURE)):
-        assert world.refusal(approved_join(world.network, ANNA, signer), ANNA) is code
-    other = approved_join(world.network, ANNA, world.network.owner, approved=BERT)
+        assert world.refusal(world.network.join_approved(ANNA, signer), ANNA) is code
+    other = world.network.join_approved(ANNA, approved=BERT)
     assert world.refusal(other, ANNA) is RefusalCode.BAD_SIGNATURE
-    assert world.admit(approved_join(world.network, ANNA, world.network.owner)).address == "10.7.5.2"
+    assert world.admit(world.network.join_approved(ANNA)).address == "10.7.5.2"
     assert world.stored(ANNA).approval is not None
 
 
@@ -109,26 +108,5 @@ def test_an_approval_by_nobody_who_may_or_of_nobody_is_refused() -> None:
         assert world.refusal(PutApproval(rid=2, approval=approval), ANNA) is code
 
 
-def invite(world: World, keys: InviteKeys, *, uses: int) -> Invite:
-    noise = random.Random(1).randbytes
-    return make_invite(keys, b"grant", noise, uses=uses, expires_at=world.wall + HOUR)
-
-
 def put(world: World, **changes: Any) -> None:
     world.accept(world.network.put_charter(world.network.change(**changes)), world.network.founder)
-
-
-def join(member: Identity, *, invitation: Signed | None = None) -> Join:
-    return Join(
-        rid=1,
-        locator=CODE.locator,
-        identity=member.public,
-        proof=prove(member, b"", CODE.locator),
-        invitation=invitation or make_invitation(CODE, member.public),
-    )
-
-
-def approved_join(network: Network, member: Identity, signer: Identity, *, approved: Identity | None = None) -> Join:
-    approval = approval_by(signer, network.uid, (approved or member).public, wall=0)
-    proof = prove(member, b"", network.uid)
-    return Join(rid=1, locator=network.uid, identity=member.public, proof=proof, approval=approval)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network
 
 import msgspec
@@ -17,11 +18,14 @@ from meshvpn.proto.control import (
     Done,
     MemberChanged,
     MemberLeft,
+    PutApproval,
     PutRecord,
     RefusalCode,
     Refused,
 )
+from meshvpn.proto.invites import invite_keys
 from meshvpn.proto.keys import Identity, verify_detached
+from meshvpn.proto.owner import approval_by
 from meshvpn.proto.signed import DOMAIN_SESSION, Signed
 from rendezvous import core
 from rendezvous.core import (
@@ -451,6 +455,10 @@ STEPS = (
     "replay",
     "wait",
     "reseal",
+    "invite",
+    "use invite",
+    "approve",
+    "join approved",
 )
 
 
@@ -492,6 +500,13 @@ def request_of(
             return network.put_record(person, known[0].address if known else "10.7.5.1"), person
         case "leave":
             return network.put_leave(person), person
+        case "use invite":
+            keys = invite_keys(bytes([number]) * 16)
+            return network.join_invited(person, keys), person
+        case "approve":
+            return PutApproval(rid=2, approval=approval_by(network.owner, network.uid, target, wall=0)), person
+        case "join approved":
+            return network.join_approved(person), person
         case "reseal":
             envelopes = [
                 network.envelope(known, entry.address, signer=network.owner)
@@ -502,13 +517,15 @@ def request_of(
             return network.put_charter(network.change(epoch=network.charter.epoch + 1), *envelopes), person
     # A change that the server refuses must not stay in the owner's view.
     before = network.charter
-    charter = {
+    makers: dict[str, Callable[[], Signed]] = {
         "evict": lambda: network.evict(target),
         "unban": lambda: network.unban(target),
         "lock": lambda: network.change(access="locked"),
         "open": lambda: network.change(access="open"),
         "delete": network.delete,
-    }[step]()
+        "invite": lambda: network.invite(invite_keys(bytes([number]) * 16), uses=2, expires_at=world.wall + 5000),
+    }
+    charter = makers[step]()
     if not any(entry.identity == person.public for entry in world.members):
         network.charter = before
     return network.put_charter(charter), person
@@ -523,6 +540,8 @@ def check_sound(before: NetworkDoc | None, after: NetworkDoc | None) -> None:
     addresses = [entry.address for entry in after.members]
     assert len(set(addresses)) == len(addresses)
     assert all(IPv4Address(address) in list(IPv4Network(charter.pool).hosts()) for address in addresses)
+    uses = {invite.locator: invite.uses for invite in charter.invites}
+    assert all(0 < count <= uses[locator] for locator, count in after.uses.items())
     identities = [entry.identity for entry in after.members]
     assert len(set(identities)) == len(identities)
     assert not any(is_banned(charter, who) for who in identities)

@@ -159,6 +159,45 @@ def test_an_approval_lets_in_whom_it_names_and_is_void_once_its_signer_is_no_adm
     assert [member.is_pending for member in roster.members.values()] == [False, True]
 
 
+@pytest.mark.parametrize("access", ["approve", "locked"])
+def test_whoever_a_server_lets_in_against_the_charter_is_no_member(network: Founded, access: str) -> None:
+    roster = Roster(network.uid, network.identities[0], network.state)
+    roster.handle_charter(network.charter, network.entries[:3], wall=WALL)
+    update = owner.set_access(roster, network.owner, access, wall=WALL)
+    roster.handle_charter(update.charter, network.entries, wall=WALL)
+    assert [entry.nick for entry in roster.pending] == ["pbx3"]
+
+
+def test_those_who_wait_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meshvpn.proto.roster.MAX_PENDING", 2)
+    network = found(5, access="approve")
+    roster = Roster(network.uid, network.identities[0], network.state)
+    roster.handle_charter(network.charter, network.entries, wall=WALL)
+    assert len(roster.pending) == 2
+    approval = owner.approve(roster, network.owner, roster.pending[0].identity, wall=WALL)
+    assert roster.handle_approval(approval, wall=WALL) is None
+    assert roster.handle_approval(approval, wall=WALL) is DropReason.STALE
+    roster.handle_charter(network.charter, network.entries, wall=WALL)
+    assert (len(roster.members), len(roster.pending)) == (3, 2)
+
+
+def test_an_approval_may_come_before_the_member_and_from_anybody() -> None:
+    network = found(4, access="approve")
+    roster = Roster(network.uid, network.identities[0], network.state)
+    roster.handle_charter(network.charter, [], wall=WALL)
+    who = network.identities[2].public
+    approval = owner.approve(roster, network.owner, who, wall=WALL)
+    forged = network.identities[1].sign(b"meshvpn approval v1\0", approval.body)
+    assert roster.handle_approval(forged, wall=WALL) is DropReason.BAD_SIGNATURE
+    assert roster.handle_approval(approval, wall=WALL) is None
+    again = Roster(network.uid, network.identities[0], roster.export())
+    for each in (roster, again):
+        assert each.approvals() == [approval]
+        assert each.handle_record(network.records[2], wall=WALL) is None
+        assert each.handle_record(network.records[2], wall=WALL) is DropReason.STALE
+        assert not each.pending
+
+
 def test_a_server_that_shows_another_network_than_the_passwords_is_found_out(network: Founded) -> None:
     with pytest.raises(MembershipError, match="do not trust this server"):
         admission.by_password(network.charter, OTHER_KEYS)
