@@ -200,6 +200,8 @@ def _join(document: NetworkDoc | None, request: Join, wall: int) -> Outcome:
     unknown = _refuse(request, RefusalCode.UNKNOWN_NETWORK, _NO_SUCH_NETWORK)
     if request.invitation is not None:
         unknown = _refuse(request, RefusalCode.INVITE_UNKNOWN, "this invite does not exist, or it was revoked")
+    elif request.approval is not None:
+        unknown = _refuse(request, RefusalCode.UNKNOWN_NETWORK, "this server does not know the network")
     if document is None:
         return unknown
     charter = decode_charter(document.charter)

@@ -7,6 +7,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes is for the machine to say, not for a test.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 ORDER = (
     "unit", "fuzz", "cli", "bench", "rendezvous", "engine", "sim",

@@ -32,6 +32,8 @@ from .signed import Signed
 
 MAX_TRIES = 4
 """Times that a change is made anew because somebody else's came first."""
+MAX_PASSED_OVER = 256
+"""Invitations that do not hold and are not checked again: a server can make any number."""
 DONE_HERE = "done here and told to the members that are reached; the rendezvous is told as soon as it answers"
 
 
@@ -321,6 +323,8 @@ class Membership:
             try:
                 invite = check_invitation(signed, identity, self._roster.charter)
             except MalformedMessage:
+                if len(self._passed_over) >= MAX_PASSED_OVER:
+                    self._passed_over.clear()
                 self._passed_over.add(signed)
                 continue
             if self._roster.approved_by(invite.locator) < invite.uses:

@@ -172,6 +172,10 @@ def evict(
         detail=_word(password),
     )
     noted = msgspec.structs.replace(banned, acts=merge_acts(banned.acts, [act]))
+    if target in roster.admins and signer.public == charter.owner:
+        # Else an unban would make it an admin again.
+        others = [identity for identity in roster.admins if identity != target]
+        noted = msgspec.structs.replace(noted, admins=_sign_admins(charter, signer, others))
     secrets = _next_password(charter, settings, password)
     return drafts.rotate(roster, signer, founder, own_record, noted, secrets, epoch_key, entropy=entropy, wall=wall)
 
@@ -234,8 +238,7 @@ def set_admins(
     unknown = [who for who in identities if who not in roster.members and who not in roster.admins]
     if unknown:
         raise MembershipError(f"{unknown[0].hex()[:8]} is not a member; only members can be admins")
-    admins = AdminSet(roster.uid, admin_serial(charter) + 1, list(dict.fromkeys(identities)))
-    signed = signer.sign(DOMAIN_ADMINS, msgspec.msgpack.encode(admins))
+    signed = _sign_admins(charter, signer, identities)
     return drafts.act(roster, charter, signer, wall, kind, subject, admins=signed)
 
 
@@ -288,6 +291,12 @@ def delete_network(roster: Roster, signer: Identity, *, wall: int) -> CharterUpd
     if signer.public != charter.owner:
         raise MembershipError("only the owner can delete the network; use `meshvpn leave` to leave it")
     return drafts.act(roster, charter, signer, wall, Kind.DELETE, is_deleted=True, locator=None, wrap=None, invites=[])
+
+
+def _sign_admins(charter: Charter, signer: Identity, identities: Sequence[bytes]) -> Signed:
+    uid = key_rules.network_uid(charter.owner)
+    admins = AdminSet(uid, admin_serial(charter) + 1, list(dict.fromkeys(identities)))
+    return signer.sign(DOMAIN_ADMINS, msgspec.msgpack.encode(admins))
 
 
 def _next_password(

@@ -122,7 +122,7 @@ def check_record(signed: Signed, charter: Charter) -> Record:
 
 def check_leave(signed: Signed, uid: bytes) -> Leave:
     """The leave, if the member itself signed it. Raises MalformedMessage."""
-    leave = decode(_leave_decoder, signed.body, limit=MAX_ENVELOPE)
+    leave = decode(_leave_decoder, signed.body, limit=MAX_APPROVAL)
     if leave.uid != uid or len(leave.identity) != _KEY:
         raise MalformedMessage(DropReason.NOT_FOR_US)
     if signed.signer != leave.identity or not verify(signed, DOMAIN_LEAVE):

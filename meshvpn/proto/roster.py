@@ -26,6 +26,7 @@ from .control import MAX_MEMBERS, MemberEntry
 from .drops import DropReason
 from .epochs import EpochKey, EpochKeys
 from .errors import MalformedMessage
+from .invites import MAX_INVITATION
 from .keys import Identity
 from .lines import Lines
 from .member import (
@@ -337,8 +338,9 @@ class Roster:
             self._accept(record, signed, wall)
         except MalformedMessage as error:
             return self._drop(error.reason)
-        if entry.invitation is not None and self._members[entry.identity].is_pending:
-            self._invitations[entry.identity] = entry.invitation
+        invitation = entry.invitation
+        if invitation is not None and len(invitation.body) <= MAX_INVITATION and self._is_pending(entry.identity):
+            self._invitations[entry.identity] = invitation
         return None
 
     def handle_record(self, signed: Signed, *, wall: int) -> DropReason | None:

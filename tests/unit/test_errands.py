@@ -146,7 +146,7 @@ def test_whoever_was_admin_and_is_no_member_any_more_can_be_dismissed(network: F
     node.add_admin("pbx1", now=2.0, wall_ns=WALL_NS)
     with pytest.raises(MembershipError, match="an admin already"):
         node.add_admin("pbx1", now=2.0, wall_ns=WALL_NS)
-    node.evict("pbx1", PasswordRule.KEEP, now=2.0, wall_ns=WALL_NS)
+    node.roster.handle_leave(owner.make_leave(network.uid, network.identities[1], wall=WALL + 1), wall=WALL)
     node.remove_admin(identity.hex()[:8], now=2.0, wall_ns=WALL_NS)
     assert node.roster.admins == []
     with pytest.raises(MembershipError, match="is no admin"):

@@ -80,6 +80,18 @@ def test_nobody_is_evicted_twice_and_no_more_than_the_charter_holds(network: Fou
         evict(network, with_charter(network, evicted=full))
 
 
+def test_an_admin_that_the_owner_evicts_is_none_any_more_also_after_an_unban(network: Founded) -> None:
+    roster, admin = network.roster(0), network.identities[3].public
+    updates: list[Callable[[], CharterUpdate]] = [
+        lambda: owner.set_admins(roster, network.owner, [admin, network.identities[1].public], wall=WALL),
+        lambda: evict(network, roster),
+        lambda: owner.unban(roster, network.owner, admin, wall=WALL),
+    ]
+    for update in updates:
+        assert roster.handle_charter(update().charter, [], wall=WALL) is None
+    assert roster.admins == [network.identities[1].public]
+
+
 def test_members_and_admins_may_not_do_what_is_the_owners(network: Founded) -> None:
     admin, member = network.identities[1], network.identities[2]
     roster = network.roster(0)
