@@ -226,3 +226,29 @@ def add(known: Lines, signed: Signed) -> None:
 
 def sign(signer: Identity, charter: Charter) -> Signed:
     return signer.sign(b"meshvpn charter v1\0", msgspec.msgpack.encode(charter))
+
+
+def test_of_admins_that_evict_each_other_the_first_heard_counts_until_the_owner_says_who_is_right() -> None:
+    world = founded()
+    first, second = (world.identities[number].public for number in ADMINS)
+    by_first = world.evict(world.roster(1), world.identities[1], 1, second).charter
+    second_roster = world.roster(2)
+    by_second = [world.evict(second_roster, world.identities[2], 2, first).charter]
+    second_roster.handle_charter(by_second[0], [], wall=9)
+    by_second.append(world.evict(second_roster, world.identities[2], 2, world.identities[4].public, 1).charter)
+    left, right, owners = world.roster(WITNESS), world.roster(WITNESS), world.roster(0)
+    for roster, charters in (
+        (left, [by_first, *by_second]),
+        (right, [*by_second, by_first]),
+        (owners, [by_first, *by_second]),
+    ):
+        for signed in charters:
+            roster.handle_charter(signed, [], wall=9)
+    assert (is_banned(left.charter, second), is_banned(right.charter, first)) == (True, True)
+    verdict = owner.set_access(owners, world.founder, "open", wall=10).charter
+    for roster in (left, right):
+        assert roster.handle_charter(verdict, [], wall=10) is None
+        assert roster.charter == decode_charter(verdict)
+        assert roster.key_epoch == roster.charter.epoch
+    assert left.epoch_key == right.epoch_key
+    assert not is_banned(right.charter, world.identities[4].public)
