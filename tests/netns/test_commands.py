@@ -24,7 +24,7 @@ PEER_KEYS_FOR_VOICE = {
 NETWORK_KEYS = {
     "network", "uid", "state", "address", "address6", "interface", "nick", "access", "role", "epoch", "members",
 }  # fmt: skip
-NETWORK_KEYS_FOR_DISPLAY = {"owner", "pool", "capacity", "has_password", "note"}
+NETWORK_KEYS_FOR_DISPLAY = {"owner", "pool", "capacity", "has_password", "is_pending", "note"}
 """What `list` prints besides."""
 
 
