@@ -18,6 +18,7 @@ from ..config import NetworkConfig
 from ..proto import clones, path_view
 from ..proto import keys as key_rules
 from ..proto.audit import Entry
+from ..proto.charter import needs_approval
 from ..proto.control import RefusalCode
 from ..proto.control_session import ControlSession, SessionRefused, attach_opening, create_opening
 from ..proto.errors import MembershipError, RendezvousError
@@ -114,7 +115,7 @@ class Network:
     @property
     def is_pending(self) -> bool:
         """True while nobody has approved this host, where that is asked for."""
-        is_asked_for = self.roster.charter.access == "approve" and not self.is_ended
+        is_asked_for = needs_approval(self.roster.charter) and not self.is_ended
         return is_asked_for and not self.roster.is_approved(self.identity.public)
 
     @property

@@ -210,6 +210,16 @@ def test_an_approval_may_come_before_the_member_and_from_anybody() -> None:
         assert not each.pending
 
 
+def test_whoever_became_known_after_a_change_of_the_key_needs_the_new_one(network: Founded) -> None:
+    """It may have been brought in with the old one by whom the change put out."""
+    roster = Roster(network.uid, network.identities[0], network.state)
+    roster.handle_charter(network.charter, network.entries[:2] + network.entries[3:], wall=WALL)
+    roster.handle_charter(evict(network, roster).charter, [], wall=WALL)
+    assert roster.handle_record(network.records[2], wall=WALL) is None
+    old, new = (roster.members[network.identities[number].public] for number in (1, 2))
+    assert [len(roster.preshared_keys(member, b"k" * 32, wall=WALL)) for member in (old, new)] == [2, 1]
+
+
 def test_a_server_that_shows_another_network_than_the_passwords_is_found_out(network: Founded) -> None:
     with pytest.raises(MembershipError, match="do not trust this server"):
         admission.by_password(network.charter, OTHER_KEYS)
