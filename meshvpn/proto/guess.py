@@ -24,17 +24,31 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from . import stun
-from .candidate import Candidate, CandidateKind, usable
 from .commands import AdoptSocket
 from .deadlines import Deadlines
 from .drops import DropReason
 from .errors import MalformedMessage
 from .events import SocketsUnwanted, SocketsWanted
-from .nat import Attempt, Method, NatMapping, PortRule, describe
+from .nat import Attempt, Method, NatMapping, PortRule
+from .opening import (
+    HOLES,
+    HOLES_WAIT,
+    LEG,
+    PORT_WAIT,
+    RATE_BASE,
+    SURVEY_RETRIES,
+    SURVEY_TIME,
+    VOLLEY,
+    VOLLEY_STEPS,
+    VOLLEY_WAIT,
+    Opening,
+    volley_target,
+)
 from .path import PathAgent
 from .permit import Permit
-from .punch import OPENER_TTL
-from .spray import SPRAY_PORTS, SPRAY_RATE, Spray, spray_port, spray_random
+from .punch import FAR_OPENER_TTL, OPENER_TTL
+from .spray import is_sound, is_target
+from .sprayer import MAX_ATTEMPTS, WINDOW, Sprayer
 from .transport import FIRST_EXTRA_SOCKET, Address, Path, Transmit
 
 DELAYS = {PortRule.COUNTED: 0.6, PortRule.RANDOM: 1.0, PortRule.KEPT: 2.0, PortRule.UNKNOWN: 2.0}
@@ -42,64 +56,27 @@ DELAYS = {PortRule.COUNTED: 0.6, PortRule.RANDOM: 1.0, PortRule.KEPT: 2.0, PortR
 PAUSE = 2.0
 VOLLEY_PAUSE = 0.2
 """Seconds between two attempts with one peer; if both count the next try is as good as the first."""
-WINDOW = 300.0
-MAX_ATTEMPTS = 4
-"""Attempts of one peer in WINDOW seconds, of which one, the last if another way is known, is a birthday attack."""
-LENIENCE = 30.0
-"""Seconds by which a sprayer's WINDOW is shorter: the opener's began earlier, and its offer must not come too soon."""
 LAZY = 60.0
 """Seconds since the last payload after which a birthday attack is not worth its packets."""
 
-SURVEY_RETRIES = (0.1, 0.2)
-SURVEY_TIME = 0.5
-"""Seconds from the first request to what is made of the answers that came."""
-RATE_BASE = 0.1
-"""Seconds between the two bursts that tell how fast a count goes on."""
-PORT_WAIT = 2.5
-HOLES_WAIT = 8.0
-"""Seconds for which an opener waits to be heard."""
-HOLES = 256
-VOLLEY = 50
-VOLLEY_STEPS = (0.0, 0.3, 0.5, 0.9)
-VOLLEY_WAIT = 1.3
-LEG = 0.05
-"""Seconds from one end to the other through the server, roughly: what neighbours take meanwhile is guessed by it."""
+BUSY_PAUSE = 10.0
+MAX_REFUSALS = 2
+"""Seconds, half of them to once and a half, until an opener tries again whom the sprayer told that it was busy, and how
+often in WINDOW: its holes cost packets too."""
 MAX_SOCKETS = 500
 """Extra sockets in all."""
 
 
 @dataclass(slots=True)
-class _Opening:
-    """Our attempt. `due_at`: when the next thing is done or, at last, given up."""
-
-    number: int
-    method: Method
-    tag: int
-    due_at: float
-    ends_at: float
-    sockets: dict[int, None] = field(default_factory=dict)
-    asked: dict[bytes, tuple[int, Address]] = field(default_factory=dict)
-    seen: dict[tuple[int, Address], Address] = field(default_factory=dict)
-    started_at: float | None = None
-    asked_again: int = 0
-    surveyed_at: float = 0.0
-    is_surveyed: bool = False
-    has_holes: bool = False
-    target: Address | None = None
-    steps_done: int = 0
-
-
-@dataclass(slots=True)
 class _Side:
     agent: PathAgent
+    sprayer: Sprayer
     nat: NatMapping = field(default_factory=NatMapping)
-    opening: _Opening | None = None
-    spray: Spray | None = None
+    opening: Opening | None = None
     theirs: tuple[Attempt, float] | None = None
     last_number: int = -1
     attempts: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_ATTEMPTS))
-    sprays: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_ATTEMPTS + 2))
-    birthday_at: float = float("-inf")
+    refusals: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_REFUSALS))
     rests_until: float = float("-inf")
     adopted: set[int] = field(default_factory=set)
     opened: int = 0
@@ -129,13 +106,13 @@ class Guessing:
 
     def add(self, number: int, agent: PathAgent) -> None:
         """A peer came."""
-        self._sides[number] = _Side(agent)
+        self._sides[number] = _Side(agent, Sprayer(self._permit, entropy=self._entropy))
 
     def remove(self, number: int) -> None:
         """It is gone, and what was opened for it."""
         side = self._sides.pop(number)
         self._end_opening(side)
-        self._end_spray(side)
+        side.sprayer.end()
         self._close(side.adopted)
         self._deadlines.set(number, None)
         self._offers.pop(number, None)
@@ -152,20 +129,21 @@ class Guessing:
     def handle_offer(self, number: int, nat: NatMapping, attempt: Attempt | None, *, now: float) -> None:
         """What the peer's newest offer tells of its NAT, and of sockets that it opened for us."""
         side = self._sides[number]
-        side.nat = nat if _is_ipv4(nat.host, nat.port) else NatMapping()
+        side.nat = nat if is_target(nat.host, nat.port) else NatMapping()
+        if attempt is not None and attempt.method == Method.BUSY:
+            return self._handle_busy(number, side, attempt, now)
         if attempt is None or not self._is_allowed or attempt.number == side.last_number:
-            return
+            return None
         side.last_number = attempt.number
-        if not _is_sound(attempt) or side.agent.table.is_direct():
-            return
-        if len(side.sprays) == side.sprays.maxlen and now < side.sprays[0] + WINDOW:
-            return
-        side.sprays.append(now)
+        if not is_sound(attempt) or side.agent.table.is_direct():
+            return None
+        if not side.sprayer.may_take(now):
+            return None
         if attempt.method == Method.VOLLEY:
             self._handle_volley(number, side, attempt, now)
-        elif side.spray is None:
-            side.spray = self._make_spray(side, attempt, now)
-        self.review(number, now=now)
+        else:
+            side.sprayer.take_up(attempt, now)
+        return self.review(number, now=now)
 
     def handle_sockets_opened(self, tag: int, ports: Mapping[int, int], *, now: float) -> int | None:
         """What the shell opened, by socket number; the peer for whom."""
@@ -205,7 +183,7 @@ class Guessing:
         if side is None or opening is None or asked != (path.socket, path.remote) or message.mapped_address is None:
             return DropReason.UNEXPECTED
         opening.seen.setdefault(asked, message.mapped_address)
-        if not opening.is_surveyed and len(opening.seen) == len(self._servers) * self._bursts(opening):
+        if not opening.is_surveyed and opening.is_answered(self._servers):
             self._conclude(number, side, opening, now)
         self.review(number, now=now)
         return None
@@ -233,8 +211,8 @@ class Guessing:
                 self._commands.append(AdoptSocket(path.socket))
                 self._end_opening(side)
                 self._hits.append(number)
-        elif side.spray is not None:
-            self._end_spray(side)
+        elif side.sprayer.is_on:
+            side.sprayer.end()
             self._hits.append(number)
         self.review(number, now=now)
 
@@ -249,12 +227,10 @@ class Guessing:
                 self._close(idle)
         if side.agent.table.is_direct():
             self._end_opening(side)
-            self._end_spray(side)
-        deadlines = [self._start_at(side)]
+            side.sprayer.end()
+        deadlines = [self._start_at(side), side.sprayer.due_at]
         if side.opening is not None:
             deadlines.append(side.opening.due_at)
-        if side.spray is not None:
-            deadlines.append(side.spray.due_at)
         self._deadlines.set(number, min((at for at in deadlines if at is not None), default=None))
 
     # Time and output.
@@ -268,8 +244,7 @@ class Guessing:
         due = self._deadlines.take_due(now=now)
         for number in due:
             side = self._sides[number]
-            if side.spray is not None:
-                self._spray(side, side.spray, now)
+            self._spray(number, side, now)
             if side.opening is not None and side.opening.due_at <= now:
                 self._go_on(number, side, side.opening, now)
             elif (at := self._start_at(side)) is not None and at <= now:
@@ -315,7 +290,7 @@ class Guessing:
         return Method.PORT
 
     def _may_attack(self, side: _Side, now: float) -> bool:
-        return now >= side.birthday_at + WINDOW and now < side.agent.payload_at + LAZY
+        return now >= side.sprayer.birthday_at + WINDOW and now < side.agent.payload_at + LAZY
 
     def _start_at(self, side: _Side) -> float | None:
         started_at = side.agent.search_started_at
@@ -330,7 +305,7 @@ class Guessing:
             payload_at = side.agent.payload_at
             if payload_at + LAZY <= started_at:
                 return None
-            rests_until = max(side.rests_until, side.birthday_at + WINDOW)
+            rests_until = max(side.rests_until, side.sprayer.birthday_at + WINDOW)
             return max(started_at + DELAYS[PortRule.RANDOM], rests_until)
         at = max(started_at + DELAYS[PortRule(self.nat.rule)], side.rests_until)
         return max(at, side.attempts[0] + WINDOW) if len(side.attempts) == MAX_ATTEMPTS else at
@@ -345,20 +320,17 @@ class Guessing:
     def _begin(self, number: int, side: _Side, method: Method, now: float) -> None:
         side.attempts.append(now)
         side.opened += 1
-        side.opening = _Opening(int(now * 1000), method, 0, now + SURVEY_TIME, now + SURVEY_TIME)
+        side.opening = Opening(int(now * 1000), method, 0, now + SURVEY_TIME, now + SURVEY_TIME)
         self._want(number, side.opening, 2 if method is Method.VOLLEY else 1)
 
-    def _want(self, number: int, opening: _Opening, count: int) -> None:
+    def _want(self, number: int, opening: Opening, count: int) -> None:
         count = min(count, MAX_SOCKETS - len(self._owners))
         self._last_tag += 1
         opening.tag = self._last_tag
         self._tags[opening.tag] = number, opening.number
         self._events.append(SocketsWanted(opening.tag, max(0, count)))
 
-    def _bursts(self, opening: _Opening) -> int:
-        return min(2, len(opening.sockets)) if opening.method is Method.VOLLEY else 1
-
-    def _survey(self, side: _Side, opening: _Opening, socket: int, now: float) -> None:
+    def _survey(self, side: _Side, opening: Opening, socket: int, now: float) -> None:
         """Ask all servers at once; between the first and the second knock at the peer's, so that its port is known."""
         for place, server in enumerate(self._servers):
             if (socket, server) not in opening.seen:
@@ -368,12 +340,14 @@ class Guessing:
             if place == 0 and opening.method is Method.PORT:
                 self._knock(side, socket, now)
 
-    def _knock(self, side: _Side, socket: int, now: float, ttl: int | None = OPENER_TTL) -> None:
+    def _knock(self, side: _Side, socket: int, now: float) -> None:
+        # A try that failed may have ended inside a deep carrier's network: the next one goes further.
+        ttl = OPENER_TTL if side.opened % 2 else FAR_OPENER_TTL
         # Sent by the same queue as the requests: their order is the order of the ports.
         side.agent.knock(Path(socket, Address(side.nat.host, side.nat.port)), now=now, ttl=ttl)
         self._transmits += side.agent.take_transmits()
 
-    def _go_on(self, number: int, side: _Side, opening: _Opening, now: float) -> None:
+    def _go_on(self, number: int, side: _Side, opening: Opening, now: float) -> None:
         """The opening's next deadline has come."""
         if now >= opening.ends_at and (opening.is_surveyed or opening.started_at is None):
             self._end_opening(side)
@@ -384,7 +358,7 @@ class Guessing:
         else:
             opening.due_at = opening.ends_at
 
-    def _go_on_surveying(self, number: int, side: _Side, opening: _Opening, now: float) -> None:
+    def _go_on_surveying(self, number: int, side: _Side, opening: Opening, now: float) -> None:
         assert opening.started_at is not None
         if now >= opening.surveyed_at:
             return self._conclude(number, side, opening, now)
@@ -392,33 +366,26 @@ class Guessing:
         if opening.method is Method.VOLLEY and opening.asked_again == 0 and len(sockets) > 1:
             self._survey(side, opening, sockets[1], now)
         else:
-            for socket in sockets[: self._bursts(opening)]:
+            for socket in sockets[: opening.bursts]:
                 self._survey(side, opening, socket, now)
         opening.asked_again += 1
         opening.due_at = min(now + SURVEY_RETRIES[1], opening.surveyed_at)
         return None
 
-    def _conclude(self, number: int, side: _Side, opening: _Opening, now: float) -> None:
+    def _conclude(self, number: int, side: _Side, opening: Opening, now: float) -> None:
         """The survey is over: what is our port towards the peer?"""
         opening.is_surveyed = True
         opening.due_at = opening.ends_at = now + PORT_WAIT
-        bursts = [
-            [(server, opening.seen[socket, server]) for server in self._servers if (socket, server) in opening.seen]
-            for socket in list(opening.sockets)[: self._bursts(opening)]
-        ]
-        nat = describe(bursts[0])
-        if nat.rule == PortRule.UNKNOWN:
+        attempt = opening.port_attempt(self._servers)
+        if opening.nat(self._servers).rule == PortRule.UNKNOWN:
             self._end_opening(side)
         elif opening.method is Method.VOLLEY:
-            self._offer_volley(number, opening, bursts, now)
-        elif nat.rule == PortRule.KEPT and not self._is_due_for_holes(side, now):
-            self._offers[number] = Attempt(opening.number, Method.PORT, nat.host, nat.port), now
-        elif nat.rule == PortRule.COUNTED and not self._is_due_for_holes(side, now):
-            middle = (bursts[0][0][1].port + bursts[0][1][1].port) // 2
-            self._offers[number] = Attempt(opening.number, Method.PORT, nat.host, middle, step=1), now
-        elif self._may_attack(side, now) and self._permit.take(side, now=now, until=now + HOLES_WAIT):
+            self._offer_volley(number, side, opening, now)
+        elif attempt is not None and not self._is_due_for_holes(side, now):
+            self._offers[number] = attempt, now
+        elif self._may_attack(side, now) and self._permit.take(side.sprayer, now=now, until=now + HOLES_WAIT):
             opening.method = Method.HOLES
-            side.birthday_at = now
+            side.sprayer.birthday_at = now
             self._want(number, opening, HOLES - len(opening.sockets))
         else:
             self._end_opening(side)
@@ -430,7 +397,19 @@ class Guessing:
         is_turn = self.nat.rule == PortRule.COUNTED or (side.opened // 2) % 2 == side.agent.disco.leads
         return recent > tries and is_turn and self._may_attack(side, now)
 
-    def _make_holes(self, number: int, side: _Side, opening: _Opening, now: float) -> None:
+    def _handle_busy(self, number: int, side: _Side, attempt: Attempt, now: float) -> None:
+        """The peer's host had no time for our holes: try again when it may, instead of losing a WINDOW."""
+        opening = side.opening
+        is_ours = opening is not None and opening.method is Method.HOLES and opening.number == attempt.number
+        if not is_ours or (len(side.refusals) == MAX_REFUSALS and now < side.refusals[0] + WINDOW):
+            return
+        side.refusals.append(now)
+        side.sprayer.birthday_at = float("-inf")
+        self._end_opening(side)
+        side.rests_until = now + BUSY_PAUSE * (0.5 + int.from_bytes(self._entropy(4), "little") / 2**32)
+        self.review(number, now=now)
+
+    def _make_holes(self, number: int, side: _Side, opening: Opening, now: float) -> None:
         for socket in opening.sockets:
             self._knock(side, socket, now)
         host = next(iter(opening.seen.values())).host
@@ -442,7 +421,7 @@ class Guessing:
             return
         side.opening = side.theirs = None
         side.rests_until = opening.ends_at + (VOLLEY_PAUSE if opening.method is Method.VOLLEY else PAUSE)
-        self._permit.give_back(side)
+        self._permit.give_back(side.sprayer)
         self._close(opening.sockets)
 
     def _close(self, sockets: Iterable[int]) -> None:
@@ -454,21 +433,12 @@ class Guessing:
 
     # Both count.
 
-    def _offer_volley(
-        self, number: int, opening: _Opening, bursts: list[list[tuple[Address, Address]]], now: float
-    ) -> None:
-        last = describe(bursts[-1])
-        first = describe(bursts[0])
-        if last.rule != PortRule.COUNTED or first.rule != PortRule.COUNTED:
-            return self._end_opening(self._sides[number])
-        step = last.step
-        taken = (last.port - first.port) / step - len(self._servers) if len(bursts) > 1 else 0.0
-        rate = min(max(0, round(taken / RATE_BASE)), 10_000)
-        assert opening.started_at is not None
-        measured_at = opening.started_at + (RATE_BASE if len(bursts) > 1 else 0.0)
-        attempt = Attempt(opening.number, Method.VOLLEY, last.host, last.port + step, step=step, rate=rate)
-        self._offers[number] = attempt, measured_at
-        return self._fire_if_ready(number, self._sides[number], now)
+    def _offer_volley(self, number: int, side: _Side, opening: Opening, now: float) -> None:
+        offer = opening.volley_attempt(self._servers)
+        if offer is None:
+            return self._end_opening(side)
+        self._offers[number] = offer
+        return self._fire_if_ready(number, side, now)
 
     def _handle_volley(self, number: int, side: _Side, attempt: Attempt, now: float) -> None:
         side.theirs = attempt, now
@@ -486,18 +456,18 @@ class Guessing:
         # The one that follows fires as it tells; the one that leads told a leg ago, and hears of us a leg from now.
         legs = 0.0 if side.agent.disco.leads else 2 * LEG
         passed = theirs.age / 1000 + now - heard_at + legs
-        port = theirs.port + theirs.step * (round(theirs.rate * passed) + VOLLEY // 2)
-        if not 0 < port < 65536:
+        target = volley_target(theirs, passed)
+        if target is None:
             return self._end_opening(side)
-        opening.target = Address(theirs.host, port)
+        opening.target = target
         opening.has_holes = True
         opening.due_at = opening.ends_at = now + VOLLEY_WAIT
         return self._want(number, opening, VOLLEY)
 
-    def _fire(self, number: int, side: _Side, opening: _Opening, now: float) -> None:
+    def _fire(self, number: int, side: _Side, opening: Opening, now: float) -> None:
         assert opening.started_at is not None
         assert opening.target is not None
-        for socket in list(opening.sockets)[self._bursts(opening) :]:
+        for socket in list(opening.sockets)[opening.bursts :]:
             side.agent.knock(Path(socket, opening.target), now=now, ttl=OPENER_TTL if opening.steps_done == 0 else None)
         opening.steps_done += 1
         is_last = opening.steps_done == len(VOLLEY_STEPS)
@@ -507,38 +477,9 @@ class Guessing:
 
     # The sprayer.
 
-    def _make_spray(self, side: _Side, attempt: Attempt, now: float) -> Spray | None:
-        if attempt.method == Method.PORT:
-            return spray_port(attempt, now)
-        # Payload is the opener's to judge: we may hear of it up to a second later.
-        if attempt.method != Method.HOLES or now < side.birthday_at + WINDOW - LENIENCE:
-            return None
-        if not self._permit.take(side, now=now, until=now + SPRAY_PORTS / SPRAY_RATE + 1):
-            return None
-        side.birthday_at = now
-        return spray_random(attempt, now, self._entropy)
-
-    def _spray(self, side: _Side, spray: Spray, now: float) -> None:
-        for address in spray.take(now):
+    def _spray(self, number: int, side: _Side, now: float) -> None:
+        due, refusal = side.sprayer.take(now)
+        for address in due:
             side.agent.knock(Path(0, address), now=now)
-        if spray.is_over:
-            self._end_spray(side)
-
-    def _end_spray(self, side: _Side) -> None:
-        if side.spray is not None:
-            if side.spray.method is Method.HOLES:
-                self._permit.give_back(side)
-            side.spray = None
-
-
-def _is_sound(attempt: Attempt) -> bool:
-    """May a peer have us do that?"""
-    is_possible = 0 < abs(attempt.step) <= 32 or (attempt.step == 0 and attempt.method != Method.VOLLEY)
-    is_possible = is_possible and 0 <= attempt.rate <= 10_000 and 0 <= attempt.age <= 10_000
-    return is_possible and _is_ipv4(attempt.host, attempt.port)
-
-
-def _is_ipv4(host: str, port: int) -> bool:
-    """Is it an address to send to at all, and written as sockets want it?"""
-    kept = usable([Candidate(CandidateKind.SERVER_REFLEXIVE, host, port)], [])
-    return [candidate.host for candidate in kept] == [host] and ":" not in host
+        if refusal is not None:
+            self._offers[number] = refusal, now

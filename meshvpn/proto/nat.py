@@ -65,6 +65,8 @@ class Method(IntEnum):
     """Many were opened, whose ports nobody knows: ping random ones until one of them answers."""
     VOLLEY = 3
     """The next port is `port`: open many, aimed at the middle of as many of ours."""
+    BUSY = 4
+    """An answer: the holes of your attempt `number` were not tried, this host was at another attack all the time."""
 
 
 class Attempt(msgspec.Struct, frozen=True, array_like=True):

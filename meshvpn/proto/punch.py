@@ -17,6 +17,8 @@ from .candidate import Candidate, CandidateKind
 
 OPENER_TTL = 4
 """Hops: two NATs and two more; the peer's NAT is further away on any way through the internet."""
+FAR_OPENER_TTL = 8
+"""Hops of an opener where one of OPENER_TTL led to nothing: the carrier's network may be deep."""
 HOLD = 0.3
 """Seconds from the first opener to the first ping: the peer hears of us later than we of it by less than that."""
 STEPS: tuple[float, ...] = (0.0, 0.05, 0.15, 0.3, 0.4, 0.75, 1.75, 2.75, 3.75, 4.75)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .candidate import Candidate, CandidateKind, usable
 from .nat import Attempt, Method
 from .transport import Address
 
@@ -70,3 +71,16 @@ def near(port: int, step: int) -> list[int]:
     """The ports to try around one, nearest first, from NEAR_BELOW steps below it."""
     offsets = sorted(range(-NEAR_BELOW, NEAR_PORTS - NEAR_BELOW), key=lambda offset: (abs(offset), -offset))
     return [at for offset in offsets if 0 < (at := port + step * offset) < 65536]
+
+
+def is_sound(attempt: Attempt) -> bool:
+    """May a peer have us do that?"""
+    is_possible = 0 < abs(attempt.step) <= 32 or (attempt.step == 0 and attempt.method != Method.VOLLEY)
+    is_possible = is_possible and 0 <= attempt.rate <= 10_000 and 0 <= attempt.age <= 10_000
+    return is_possible and is_target(attempt.host, attempt.port)
+
+
+def is_target(host: str, port: int) -> bool:
+    """Is it an address to send to at all, and written as sockets want it?"""
+    kept = usable([Candidate(CandidateKind.SERVER_REFLEXIVE, host, port)], [])
+    return [candidate.host for candidate in kept] == [host] and ":" not in host

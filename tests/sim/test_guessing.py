@@ -178,6 +178,55 @@ def test_one_attack_at_a_time_per_host() -> None:
     assert all(world.is_direct("a", name) for name in ("b", "c", "d"))
 
 
+@pytest.mark.parametrize("seed", range(1, 9))
+def test_who_is_attacked_by_three_at_once_serves_them_in_turn(seed: int) -> None:
+    world = World(seed)
+    world.add_site("a", KINDS["port-restricted"])
+    for name in ("b", "c", "d"):
+        world.add_site(name, KINDS["symmetric"])
+    world.run(0.1)
+    for name in ("b", "c", "d"):
+        world.node("a").start_traffic(name, 0.1)
+        world.node(name).start_traffic("a", 0.1)
+    for _ in range(400):
+        world.run(0.05)
+        assert sum(side.sprayer.is_at_holes for side in world.node("a").guessing._sides.values()) <= 1
+    assert all(world.is_direct("a", name) for name in ("b", "c", "d"))
+
+
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_who_was_told_that_the_other_is_busy_tries_again_soon(seed: int) -> None:
+    world = two_sites(KINDS["port-restricted"], KINDS["symmetric"], seed=seed)
+    busy = Permit()
+    assert busy.take("another network", now=0.0, until=12.0)
+    world.node("a").guessing = Guessing(entropy=world.network.entropy("busy"), permit=busy, is_allowed=True)
+    world.run(0.1)
+    Call(world, interval=0.1)
+    assert world.run_until_direct("a", "b", 45.0) is not None
+
+
+def test_who_is_always_told_that_the_other_is_busy_stays_within_its_packets() -> None:
+    world = two_sites(KINDS["port-restricted"], KINDS["symmetric"])
+    busy = Permit()
+    assert busy.take("another network", now=0.0, until=1e9)
+    world.node("a").guessing = Guessing(entropy=world.network.entropy("busy"), permit=busy, is_allowed=True)
+    world.run(0.1)
+    Call(world, interval=0.1)
+    sent = cut_and_count(world)
+    world.run(290.0)
+    # Once, and twice more: the holes alone, and the pings that are sent anyway.
+    assert 3 * 256 < len(sent) <= 3 * 256 + 400
+    assert extra_sockets(world, "b") == 0
+
+
+@pytest.mark.parametrize("seed", range(2, 12))
+def test_no_seed_makes_a_failed_attempt_dearer(seed: int) -> None:
+    world = talking(("port-restricted", "symmetric"), seed)
+    sent = cut_and_count(world)
+    world.run(60.0)
+    assert 1000 < len(sent) <= 2500
+
+
 def extra_sockets(world: World, name: str) -> int:
     return sum(number >= FIRST_EXTRA_SOCKET for number in world.hosts[name].ports)
 
