@@ -10,7 +10,7 @@ from meshvpn.proto.keys import NetworkKeys
 
 from .member import Arrival, Member
 from .nat import Firewall
-from .network import Host, Link
+from .network import Host, Link, Segment
 from .rendezvous import Rendezvous
 from .world import ONE_WAY, PORT_RESTRICTED, SERVER, Kind, World
 
@@ -61,10 +61,12 @@ class Mesh(World):
         """A hash over every datagram and every control message."""
         return f"{self.network.transcript} {self.rendezvous.transcript}"
 
-    def add_member(self, name: str, kind: Kind = PORT_RESTRICTED, *, loss: float = 0.0) -> Member:
+    def add_member(
+        self, name: str, kind: Kind = PORT_RESTRICTED, *, loss: float = 0.0, outside: Segment | None = None
+    ) -> Member:
         """A host of that kind with a daemon that is in no network."""
         link = Link(latency=ONE_WAY, loss=loss)
-        segment = self._make_routers(name, kind, self.internet, link, False)
+        segment = self._make_routers(name, kind, outside or self.internet, link, False)
         is_public = not kind.nats
         member = Member(self.network, self.rendezvous, (SERVER,), name)
         address = f"20.{self._sites}.0.1" if is_public else f"192.168.{self._sites}.10"
