@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 import stat
 from collections.abc import Iterator
@@ -12,7 +13,9 @@ import msgspec
 import pytest
 
 from meshvpn import ipc
+from meshvpn.proto.invites import secret_of
 from meshvpn.proto.keys import derive_network_keys
+from meshvpn.proto.ownerfile import derive_key, salt_of
 from meshvpn.state import NetworkState, read_checked
 
 from ..netns.lab import SERVER_HOST
@@ -22,6 +25,17 @@ from .stand import PASSWORD, Daemon, Stand, meshvpn, stand
 pytestmark = pytest.mark.netns
 
 NEW_PASSWORD = "Tr0ub4dor&3 and more"
+LOOKS = [
+    ("list",),
+    ("--json", "list"),
+    ("peers", "office"),
+    ("status",),
+    ("--json", "status"),
+    ("--json", "events", "office"),
+    ("--json", "admin", "list", "office"),
+    ("--json", "invite", "office", "--list"),
+]
+PASSPHRASE = "in the safe of the other office"
 WRONG_PASSWORD = "this is not the password"
 
 
@@ -70,11 +84,13 @@ def secrets(made: Stand, printed: list[bytes]) -> Secrets:
     _do(printed, guest, "join", "nowhere", "--server", SERVER_HOST, password=WRONG_PASSWORD, status=1)
     owner.lab.wait("guest is known", lambda: len(owner.networks()["office"]["members"]) == 1)
     _remember(secrets, owner, guest)
+    _add_invite(secrets, owner, guest)
+    _add_owner_file(secrets, printed, owner)
     _do(printed, owner, "passwd", "office", password=NEW_PASSWORD)
     _do(printed, owner, "evict", "office", "guest", "--new-password", password=PASSWORD)
     _remember(secrets, owner, guest)
     for daemon in (owner, guest):
-        for arguments in (("list",), ("--json", "list"), ("peers", "office"), ("status",), ("--json", "status")):
+        for arguments in LOOKS:
             _keep(printed, daemon, *arguments)
         daemon.stop()
         daemon.start()
@@ -143,10 +159,12 @@ def test_a_request_that_is_not_understood_is_not_repeated(made: Stand, secrets: 
     assert wrap_key[:16] not in made.lab.log("owner")
 
 
-@pytest.mark.parametrize("kind", [ipc.CreateRequest, ipc.JoinRequest, ipc.EvictRequest, ipc.PasswordRequest])
+@pytest.mark.parametrize("kind", ipc._Secret.__subclasses__())
 def test_a_request_shows_no_key_when_it_is_printed(kind: type[msgspec.Struct]) -> None:
     keys = {"locator": "11" * 32, "wrap_key": "22" * 32}
     given = {"name": "n", "peer": "p", "server": {"url": "https://example.org:7770"}, **keys}
+    given |= {"secret": "22" * 16, "salt": "22" * 16, "key": "22" * 32, "file": "22", "code": "22"}
+    given |= {"invite": "12345678", "expires_at": ""}
     request = msgspec.convert(given, kind)
     assert "22" in msgspec.json.encode(request).decode()
     assert repr(request) == f"{kind.__name__}(…)"
@@ -166,6 +184,25 @@ def _keep(printed: list[bytes], daemon: Daemon, *arguments: str, password: str =
     done = daemon.meshvpn(*arguments, stdin=password + "\n")
     assert done.returncode == status, done.stderr
     printed.append(f"{done.args}\n{done.stdout}\n{done.stderr}".encode())
+
+
+def _add_invite(secrets: Secrets, owner: Daemon, guest: Daemon) -> None:
+    """The code is printed once, for the user to pass it on; nobody else shows it, used or not."""
+    code = json.loads(owner.does("--json", "invite", "office"))["code"]
+    secrets.add("invite code", code.encode())
+    secrets.add("invite", secret_of(code))
+    guest.does("leave", "office")
+    joining = ("join", "--invite", "--server", SERVER_HOST, "--nick", "guest", "--password-file", "-")
+    assert code not in guest.does(*joining, stdin=code)
+    owner.lab.wait("guest is back", lambda: len(owner.networks()["office"]["members"]) == 1)
+
+
+def _add_owner_file(secrets: Secrets, printed: list[bytes], owner: Daemon) -> None:
+    file = owner.lab.directory / "owner.key"
+    secrets.add("passphrase", PASSPHRASE.encode())
+    _keep(printed, owner, "owner", "export", "office", str(file), "--passphrase-file", "-", password=PASSPHRASE)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    secrets.add("key of the passphrase", derive_key(PASSPHRASE, salt_of(file.read_bytes())))
 
 
 def _remember(secrets: Secrets, *daemons: Daemon) -> None:
