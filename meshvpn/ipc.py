@@ -292,6 +292,10 @@ class PeerView(msgspec.Struct, frozen=True, kw_only=True):
     endpoint: str | None
     relay: str | None
     why: str | None  # this path and no other, for people
+    mtu: int | None = None  # bytes of the largest packet inside that goes to it whole, as far as is known
+    path_mtu: int | None = None  # of the largest outside that went there unfragmented; None: not known yet
+    fragments: bool | None = None  # where 1,280 bytes do not go whole: do they in fragments? None: not known, no need
+    keepalive_s: float | None = None  # between pings on an idle path, as the NATs on it need it
     rtt_ms: float | None
     jitter_ms: float | None  # how much round trips differ
     loss: float | None  # 0 … 1, of pings on the way to the peer
@@ -396,7 +400,7 @@ class EventView(msgspec.Struct, frozen=True, kw_only=True):
 
     at: str  # RFC 3339, UTC
     network: str
-    kind: str  # peer_direct, peer_relay, peer_lost, member_joined, member_left, member_evicted, server_up, …
+    kind: str  # peer_direct, peer_relay, peer_mtu, member_joined, member_left, member_evicted, server_up, …
     peer: str | None
     detail: dict[str, str]
     audit: AuditView | None = None  # with kind `audit`: what was added to the network's list

@@ -26,6 +26,7 @@ from pathlib import Path
 import msgspec
 
 from .proto.errors import MeshError
+from .proto.keepalive import INTERVALS
 from .proto.roster import RosterState
 from .proto.signed import Signed
 
@@ -40,11 +41,12 @@ class StateError(MeshError):
 
 
 class SavedPath(msgspec.Struct, frozen=True, array_like=True):
-    """A direct path that worked."""
+    """A direct path that worked. `keepalive`: every how many seconds it must be used to be remembered on the way."""
 
     socket: int
     host: str
     port: int
+    keepalive: float = INTERVALS[0]
 
 
 class NetworkState(msgspec.Struct, kw_only=True):

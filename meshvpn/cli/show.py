@@ -59,8 +59,15 @@ def peer_lines(peers: Sequence[ipc.PeerView]) -> list[str]:
     for peer, line in zip(peers, lines, strict=True):
         where = f"via {peer.relay}" if peer.relay else peer.endpoint
         amounts = f"received {amount(peer.rx_bytes)}, sent {amount(peer.tx_bytes)}"
-        told += [line, f"    {'; '.join(part for part in (where, peer.why, amounts) if part)}"]
+        told += [line, f"    {'; '.join(part for part in (where, peer.why, _mtu(peer), amounts) if part)}"]
     return told
+
+
+def _mtu(peer: ipc.PeerView) -> str | None:
+    """What fits on the way to a member, once it is known."""
+    if peer.mtu is None or peer.path_mtu is None:
+        return None
+    return f"MTU {peer.mtu}" + (", larger IPv6 is lost" if peer.fragments is False else "")
 
 
 def path_rows(paths: Sequence[ipc.PathRow]) -> list[list[str]]:

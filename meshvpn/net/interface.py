@@ -37,7 +37,13 @@ _IFA_F_TENTATIVE = 0x40
 
 _UNICAST = 1
 _MAIN_TABLE = 254
+_SCOPE_LINK = 253
+HOST_ROUTE_PROTOCOL = 109
+"""By which `ip route show proto 109` tells our routes to members; nobody else's, by /etc/iproute2/rt_protos."""
 _LINKDOWN = 16  # RTNH_F_LINKDOWN of linux/rtnetlink.h: the cable is out, though the route stays
+
+_NO_IPV6 = (errno.EACCES, errno.EOPNOTSUPP, errno.EAFNOSUPPORT)
+"""What the kernel answers where IPv6 is missing or turned off."""
 
 
 class TakenError(ConfigError):
@@ -85,6 +91,23 @@ def release_prefixes(prefixes: Iterable[Network]) -> None:
             except NetlinkError as error:
                 if error.code not in (errno.ESRCH, errno.ENOENT):
                     raise
+
+
+def set_host_mtus(name: str, mtus: Mapping[str, int | None]) -> None:
+    """Give hosts on an interface routes with an MTU, or take theirs away (None)."""
+    with _netlink() as ip:
+        index = _index(ip, name)
+        for host, mtu in mtus.items():
+            _set_host_mtu(ip, index, ip_network(host), mtu)
+
+
+def clear_host_mtus(name: str) -> None:
+    """Take away all that `set_host_mtus` made, before this start or ever."""
+    with _netlink() as ip:
+        index = _index(ip, name)
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for message in ip.get_routes(family=family, oif=index, proto=HOST_ROUTE_PROTOCOL):
+                _set_host_mtu(ip, index, ip_network(message.get("RTA_DST")), None)
 
 
 def interface_names() -> list[str]:
@@ -217,8 +240,28 @@ def _add_address(ip: IPRoute, index: int, address: IPv4Interface | IPv6Interface
         ip.addr("add", index=index, address=str(address.ip), prefixlen=address.network.prefixlen)
     except NetlinkError as error:
         # A host without IPv6 refuses the IPv6 address; the network works without it.
-        is_missing_ipv6 = address.version == 6 and error.code in (errno.EACCES, errno.EPERM, errno.EOPNOTSUPP)
+        is_missing_ipv6 = address.version == 6 and error.code in (errno.EPERM, *_NO_IPV6)
         if error.code != errno.EEXIST and not is_missing_ipv6:
+            raise
+
+
+def _set_host_mtu(ip: IPRoute, index: int, host: Network, mtu: int | None) -> None:
+    is_ipv4 = host.version == 4
+    route: dict[str, Any] = {
+        "dst": str(host),
+        "oif": index,
+        "proto": HOST_ROUTE_PROTOCOL,
+        "family": socket.AF_INET if is_ipv4 else socket.AF_INET6,
+        "scope": _SCOPE_LINK if is_ipv4 else 0,
+    }
+    try:
+        if mtu is None:
+            ip.route("del", **route)
+        else:
+            ip.route("replace", **route, metrics={"mtu": mtu})
+    except NetlinkError as error:
+        is_gone = mtu is None and error.code in (errno.ESRCH, errno.ENOENT)
+        if not is_gone and (is_ipv4 or error.code not in _NO_IPV6):
             raise
 
 
@@ -227,5 +270,5 @@ def _change_hold(ip: IPRoute, action: str, prefix: Network) -> None:
     try:
         ip.route(action, dst=str(prefix), type="unreachable", priority=UNREACHABLE_METRIC, family=family)
     except NetlinkError as error:
-        if prefix.version == 4 or error.code not in (errno.EACCES, errno.EOPNOTSUPP, errno.EAFNOSUPPORT):
+        if prefix.version == 4 or error.code not in _NO_IPV6:
             raise

@@ -30,6 +30,7 @@ from ..proto.events import (
     MembershipChanged,
     NodeEvent,
     PeerChanged,
+    PeerMtuChanged,
     PingFinished,
     ServerChanged,
     StateChanged,
@@ -37,7 +38,7 @@ from ..proto.events import (
 from ..proto.keys import Identity
 from ..proto.membership import MemberKeys, Profile
 from ..proto.node import Node
-from ..proto.peer import MeshPeer
+from ..proto.peer import LastKnown, MeshPeer
 from ..proto.permit import Permit
 from ..proto.roster import Roster
 from ..proto.transport import Address, Path
@@ -165,6 +166,7 @@ class Network:
             entropy=entropy,
             options=self.config.options,
             permit=self._permit,
+            mtu=self.config.mtu,
         )
         tunnel_public = node.membership.tunnel_public
         placement = Placement(
@@ -311,16 +313,16 @@ class Network:
             raise MembershipError(f"the network is down; use `meshvpn up {self.state.name}` first")
         return self.runner
 
-    def _last_known(self) -> dict[bytes, Path]:
+    def _last_known(self) -> dict[bytes, LastKnown]:
         return {
-            identity: Path(saved.socket, Address(saved.host, saved.port))
+            identity: LastKnown(Path(saved.socket, Address(saved.host, saved.port)), saved.keepalive)
             for identity, saved in self.state.paths.items()
         }
 
     def _remember_paths(self, runner: NetworkRunner) -> None:
         self.state.paths = {
-            identity: SavedPath(path.socket, path.remote.host, path.remote.port)
-            for identity, path in runner.node.last_good_paths().items()
+            identity: SavedPath(known.path.socket, known.path.remote.host, known.path.remote.port, known.keepalive)
+            for identity, known in runner.node.last_known().items()
         }
 
     # Events of the node.
@@ -328,6 +330,8 @@ class Network:
     def _handle_event(self, event: NodeEvent) -> None:
         match event:
             case StateChanged():
+                if self.runner is not None:
+                    self._remember_paths(self.runner)
                 self.save()
             case ActionFinished(rid=rid):
                 if (waiting := self._waiting.get(rid)) is not None and not waiting.done():
@@ -337,6 +341,8 @@ class Network:
                     ping.set_result(event)
             case PeerChanged():
                 self._tell_peer(event)
+            case PeerMtuChanged():
+                self._tell_mtu(event)
             case ServerChanged(state=state, detail=detail):
                 self.server_state = (state, detail)
                 if state == "connected":
@@ -384,6 +390,19 @@ class Network:
             view = views.audit_view(self.audit.count, entry)
             log.info("%s network=%s peer=%s by=%s", view.kind, self.state.name, view.nick, view.by)
             self._tell("audit", view.nick or None, {}, view)
+
+    def _tell_mtu(self, event: PeerMtuChanged) -> None:
+        nick, mtu = event.member.nick, event.mtu or self.config.mtu
+        log.info("peer_mtu network=%s peer=%s mtu=%d", self.state.name, nick, mtu)
+        if event.fragments_pass is False:
+            log.warning(
+                "IPv6 packets above %d bytes do not reach a peer: the way there carries no 1280 bytes, whole or in "
+                "fragments network=%s peer=%s",
+                mtu,
+                self.state.name,
+                nick,
+            )
+        self._tell("peer_mtu", nick, {"mtu": str(mtu)})
 
     def _tell(self, kind: str, peer: str | None, detail: dict[str, str], audit: ipc.AuditView | None = None) -> None:
         event = ipc.EventView(

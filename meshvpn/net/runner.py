@@ -23,9 +23,10 @@ from ..proto.binding import StreamUnwanted, StreamWanted
 from ..proto.commands import apply
 from ..proto.control_session import ConnectWanted, DisconnectWanted
 from ..proto.errors import MeshError
-from ..proto.events import NodeEvent, SocketsUnwanted, SocketsWanted
+from ..proto.events import NodeEvent, PeerMtuChanged, SocketsUnwanted, SocketsWanted
 from ..proto.keys import ula_prefix
 from ..proto.node import Node
+from ..proto.peer import LastKnown
 from ..proto.portmap import PortMapping
 from ..proto.timers import Stamps
 from ..proto.traffic import Traffic
@@ -34,6 +35,7 @@ from . import interface
 from .control_link import HEARTBEAT, ControlLink, ServerIdentity
 from .enrolment import Enrolled
 from .extra_sockets import ExtraSockets
+from .host_mtus import HostMtus
 from .lan import LanDiscovery
 from .portmap import PortMapDriver
 from .sockets import IPV4_SOCKET, NetworkSockets, send
@@ -94,6 +96,7 @@ class NetworkRunner:
         self._refresh_again = False
         self._port_map: PortMapDriver | None = None
         self._lan: LanDiscovery | None = None
+        self._host_mtus: HostMtus | None = None
         self._rests_until = float("-inf")
         self._stream: RelayStream | None = None
         self._surroundings: tuple[list[str], list[str]] | None = None
@@ -103,7 +106,7 @@ class NetworkRunner:
         """Local UDP ports by socket number."""
         return self._sockets.ports
 
-    async def start(self, last_known: Mapping[bytes, Path], enrolled: Enrolled | None) -> None:
+    async def start(self, last_known: Mapping[bytes, LastKnown], enrolled: Enrolled | None) -> None:
         """Create the interface, start the engine, bring up the peers, connect (or go on with what `enrolled` opened).
 
         Raises TunError, OSError, ConfigError.
@@ -122,6 +125,8 @@ class NetworkRunner:
             ],
             place.mtu,
         )
+        await asyncio.to_thread(interface.clear_host_mtus, self.device.name)
+        self._host_mtus = HostMtus(self.device.name)
         descriptors = [sock.fileno() for sock in self._sockets.numbered().values()]
         self.engine = Engine(self.device.fd, descriptors, without=place.engine_without)
         if self.node.options.relay:
@@ -160,6 +165,9 @@ class NetworkRunner:
         if self._stream is not None:
             await self._stream.stop()
             self._stream = None
+        if self._host_mtus is not None:
+            await self._host_mtus.stop()
+            self._host_mtus = None
         if self.engine is not None:
             self._loop.remove_reader(self.engine.slow_fd)
             await asyncio.to_thread(self.engine.stop)
@@ -340,6 +348,8 @@ class NetworkRunner:
                 self.link.open()
             elif isinstance(event, DisconnectWanted):
                 self.link.cut()
+            elif isinstance(event, PeerMtuChanged) and self._host_mtus is not None:
+                self._host_mtus.set(event.member.address, event.member.address6, event.mtu)
             elif isinstance(event, SocketsWanted):
                 opened[event.tag] = self._extra.open(event.count)
             elif isinstance(event, SocketsUnwanted):

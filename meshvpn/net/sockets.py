@@ -24,8 +24,10 @@ _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
 _IP_MTU_DISCOVER = 10
 _IPV6_MTU_DISCOVER = 23
+_IPV6_DONTFRAG = 62
 _PMTUDISC_DONT = 0
 _PMTUDISC_PROBE = 3
+_YES = (1).to_bytes(4, sys.byteorder)
 _SOCKET_OPTIONS = {
     socket.AF_INET: (socket.IPPROTO_IP, socket.IP_TTL, _IP_MTU_DISCOVER),
     socket.AF_INET6: (socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT, _IPV6_MTU_DISCOVER),
@@ -138,6 +140,9 @@ def send_from(sock: socket.socket, transmit: Transmit) -> bool:
     payload = transmit.data if path.relay is None else path.relay.header() + transmit.data
     level, hops, discover = _SOCKET_OPTIONS[sock.family]
     marks = [] if transmit.ttl is None else [(level, hops, transmit.ttl.to_bytes(4, sys.byteorder))]
+    if transmit.is_whole and sock.family == socket.AF_INET6:
+        # By itself path MTU discovery only keeps routers from it there: the kernel would fragment for our own link.
+        marks.append((level, _IPV6_DONTFRAG, _YES))
     try:
         if transmit.is_whole:
             # Of the socket, not of the datagram: what the engine sends meanwhile goes unfragmented too, which it fits.

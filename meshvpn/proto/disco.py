@@ -15,7 +15,7 @@ play it back from anywhere, be answered there, and fill the table of paths. `pac
 from the other end, on whatever path: pings may pass where data does not; `packets lost` those that did not come, as
 their counters tell: loss is sooner seen in fifty a second than in two pings. `pings arrived` counts those that came on
 this path, so that the sender can tell pings that were lost from pongs that were: each end chooses the way for what it
-sends.
+sends. A ping that is padded further (path_mtu.py) is not counted: it may be too long for the path.
 
 Both ends share one key, and the sender's key in front is not authenticated: who swaps it could send a datagram back to
 its maker, who would take it for the peer's, and his own pong for a round trip. So the nonce's last bit is the

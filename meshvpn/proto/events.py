@@ -29,6 +29,16 @@ class PeerChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerMtuChanged:
+    """Packets of at most `mtu` bytes go to a peer whole, None: the interface's MTU holds. Of larger ones that IPv6 asks
+    for `fragments_pass`; None: there are none, or it is not known yet."""
+
+    member: Member
+    mtu: int | None
+    fragments_pass: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ServerChanged:
     """The control connection: connecting, connected, refused (with the server's words)."""
 
@@ -109,6 +119,7 @@ NodeEvent = (
     | SocketsUnwanted
     | StateChanged
     | PeerChanged
+    | PeerMtuChanged
     | ServerChanged
     | ActionFinished
     | Audited

@@ -57,9 +57,9 @@ from .member import (
 )
 from .member import MemberChanged as RecordChanged
 from .membership import MemberKeys, Membership, Profile
-from .options import Options
-from .peer import MeshPeer
-from .peering import Peering, last_good_paths
+from .options import DEFAULT_MTU, Options
+from .peer import LastKnown, MeshPeer, last_known
+from .peering import Peering
 from .permit import Permit
 from .portmap import PortMapping
 from .roster import Roster
@@ -87,6 +87,7 @@ class Node(Verbs):
         entropy: Callable[[int], bytes],
         options: Options | None = None,
         permit: Permit | None = None,
+        mtu: int = DEFAULT_MTU,
     ) -> None:
         self.roster = roster
         self.session = session
@@ -97,10 +98,10 @@ class Node(Verbs):
         self._keys = keys
         self._gatherer = Gatherer(entropy, self.options.endpoints)
         self._binding = RelayBinding(entropy)
-        self._peering = Peering(keys, roster, entropy=entropy, options=self.options, permit=permit or Permit())
+        self._peering = Peering(keys, roster, entropy=entropy, options=self.options, permit=permit or Permit(), mtu=mtu)
         self._quiet_until: float | None = None
         self._clones_told: dict[tuple[CloneSight, bytes | None], float] = {}
-        self._last_known: Mapping[bytes, Path] = {}
+        self._last_known: Mapping[bytes, LastKnown] = {}
         self._starts_by: float | None = None
         self._epoch_lapses_at: float | None = None
         self._relay_id = 0
@@ -130,9 +131,9 @@ class Node(Verbs):
 
     # --- what the shell reports -------------------------------------------------------------------------------
 
-    def handle_start(self, last_known: Mapping[bytes, Path], *, now: float, wall_ns: int) -> None:
-        """Connect, and bring up the peers of the cached roster. `last_known` is what `last_good_paths` gave before."""
-        self._last_known, self._starts_by = last_known, now + START_GRACE
+    def handle_start(self, known: Mapping[bytes, LastKnown], *, now: float, wall_ns: int) -> None:
+        """Connect, and bring up the peers of the cached roster. `known` is what `last_known` gave before."""
+        self._last_known, self._starts_by = known, now + START_GRACE
         self.session.handle_start(now=now)
         self._settle(now, wall_ns)
 
@@ -312,9 +313,9 @@ class Node(Verbs):
         events, self._events = self._events, []
         return events
 
-    def last_good_paths(self) -> dict[bytes, Path]:
-        """Direct paths that work now, by member identity: worth keeping for the next start."""
-        return last_good_paths(self.peers)
+    def last_known(self) -> dict[bytes, LastKnown]:
+        """What is worth keeping for the next start, by member identity."""
+        return last_known(self.peers)
 
     def peer_numbers(self) -> list[int]:
         """The numbers under which the engine knows the peers."""

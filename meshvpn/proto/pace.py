@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
+from .keepalive import INTERVALS, Keepalive
 from .probe import Probe
 
 ACTIVE_INTERVAL = 0.5
@@ -16,10 +17,6 @@ HELD_INTERVAL = 0.5
 """Seconds between pings, while there is payload, on a path that was left: what is it worth now?"""
 TRIAL = 60.0
 """Seconds for which that goes on when the payload ended: the next call should find the better path."""
-IDLE_JITTER = 0.1
-IDLE_INTERVAL = 25.0
-"""Seconds (less up to a tenth) between pings on an idle primary; below the 30 s of the strictest common NATs. A ping of
-the peer does as well: its pong went out through our NAT."""
 RELAYABLE_RATE = 4000.0
 """Packets a second, of 80 calls: a member relays 1 MB a second by default."""
 MIN_COUNTING = 0.5
@@ -57,6 +54,7 @@ class Role(Enum):
 class Pace:
     """What decides it for all paths to one peer."""
 
+    keepalive: Keepalive = field(default_factory=Keepalive)
     active_until: float = float("-inf")
     trial_until: float = float("-inf")
     scrutiny_until: float = float("-inf")
@@ -113,7 +111,7 @@ class Pace:
 
     def _primary_ping_at(self, probe: Probe, *, is_active: bool) -> float:
         if not probe.is_proven:
-            return probe.sent_at + (1.0 if is_active else min(2.0 ** min(probe.tries, 5), IDLE_INTERVAL))
+            return probe.sent_at + (1.0 if is_active else min(2.0 ** min(probe.tries, 5), INTERVALS[0]))
         if is_active:
             return probe.sent_at + ACTIVE_INTERVAL
-        return max(probe.sent_at, probe.asked_at) + IDLE_INTERVAL * (1 - IDLE_JITTER * probe.spread)
+        return self.keepalive.ping_at(probe)

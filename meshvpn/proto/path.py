@@ -25,7 +25,15 @@ from .disco import PING_BYTES, TRANSACTION_ID_BYTES, DiscoBox, Ping, Pong
 from .drops import DropReason
 from .hearing import Hearing
 from .pace import ACTIVE_FOR, HELPER_TRIES, Pace, Role
-from .path_events import MappingDoubted, OfferWanted, PathEvent, PathQuality, PingAnswered, PrimaryChanged
+from .path_events import (
+    KeepaliveChanged,
+    MappingDoubted,
+    OfferWanted,
+    PathEvent,
+    PathQuality,
+    PingAnswered,
+    PrimaryChanged,
+)
 from .path_table import PathTable
 from .probe import SUSPICION, WINDOWS, Probe, Sent
 from .punch import HOLD, OPENER_TTL, Punch, needs_opener
@@ -119,6 +127,11 @@ class PathAgent:
         probe = self.table.get(path)
         return probe is not None and not probe.is_proven and probe.tries >= HELPER_TRIES and now >= probe.overdue_at
 
+    @property
+    def keepalive(self) -> float:
+        """Seconds between pings on an idle path."""
+        return self._pace.keepalive.interval
+
     # What those who guess ports need (guess.py).
 
     @property
@@ -135,10 +148,15 @@ class PathAgent:
         """Does payload pass at the moment?"""
         return now < self._pace.active_until
 
-    def knock(self, path: Path, *, now: float, ttl: int | None = None) -> None:
-        """A ping that makes no path: it opens a hole, or looks whether there is one. What answers it does."""
+    def knock(
+        self, path: Path, *, now: float, ttl: int | None = None, size: int = PING_BYTES, is_whole: bool = False
+    ) -> bytes:
+        """A ping that makes no path: it opens a hole, or looks whether there is one. What answers it does. Its
+        transaction id, which is in the pong."""
         self._sequence = max(self._sequence + 1, int(now * 1000))
-        self._send(path, Ping(self._entropy(TRANSACTION_ID_BYTES), self._sequence), ttl)
+        transaction_id = self._entropy(TRANSACTION_ID_BYTES)
+        self._send(path, Ping(transaction_id, self._sequence, size), ttl, is_whole=is_whole)
+        return transaction_id
 
     def handle_hit(self, *, now: float) -> None:
         """The peer was heard where a port was guessed: ping it there until a round trip comes back."""
@@ -191,8 +209,9 @@ class PathAgent:
                 self._ping(probe, now)
             self._settle(now)
 
-    def handle_last_known(self, path: Path, *, now: float) -> None:
+    def handle_last_known(self, path: Path, keepalive: float, *, now: float) -> None:
         """A path that worked before the daemon was restarted: the way while there is no better one."""
+        self._pace.keepalive.restore(keepalive, now)
         self._session = (float("-inf"), path)
         self._settle(now)
 
@@ -242,8 +261,9 @@ class PathAgent:
         probe = self.table.obtain(path)
         if probe is None:
             return DropReason.OVER_LIMIT
+        self._pace.keepalive.note_ask(probe, now)
         probe.asked_at = now
-        probe.arrived += 1
+        probe.arrived += message.size <= PING_BYTES  # longer ones may be too long for the path, which is no loss
         got, lost = self._traffic.rx_packets, self._traffic.lost_packets if message.size >= PING_BYTES else None
         self._send(path, Pong(message.transaction_id, path.remote, got, probe.arrived, lost))
         is_trusted = probe.is_alive(now, is_primary=path == self.primary) and now < probe.overdue_at
@@ -350,11 +370,15 @@ class PathAgent:
         # Milliseconds, so that the sequence goes on where it was when this peer is removed and added again.
         self._sequence = max(self._sequence + 1, int(now * 1000))
         transaction_id = self._entropy(TRANSACTION_ID_BYTES)
+        if probe.path == self.primary:
+            self._pace.keepalive.note_ping(probe, now)
         probe.note_ping(transaction_id, now, token)
         self._send(probe.path, Ping(transaction_id, self._sequence), ttl)
 
     def _handle_pong(self, message: Pong, path: Path, now: float) -> DropReason | None:
         probe = self.table.get(path)
+        if probe is not None and message.transaction_id in probe.pending:
+            self._pace.keepalive.note_pong(probe, now)
         sent = probe.note_pong(message.transaction_id, message.arrived, now) if probe is not None else None
         if probe is None or sent is None:
             return DropReason.UNEXPECTED
@@ -395,8 +419,8 @@ class PathAgent:
         if is_doubtful and primary is not None:
             primary.doubt(now)
 
-    def _send(self, path: Path, message: Ping | Pong, ttl: int | None = None) -> None:
-        self._transmits.append(Transmit(path, self.disco.seal(message, self._entropy), ttl))
+    def _send(self, path: Path, message: Ping | Pong, ttl: int | None = None, *, is_whole: bool = False) -> None:
+        self._transmits.append(Transmit(path, self.disco.seal(message, self._entropy), ttl, is_whole))
 
     # Choosing.
 
@@ -407,10 +431,14 @@ class PathAgent:
             is_primary = probe.path == self.primary
             if probe.count_lost(now) and is_primary:
                 self._pace.note_loss(now, is_bad=probe.tally(WINDOWS[0])[0] >= 3)
+            if is_primary and now >= probe.doubt_at and self._pace.keepalive.note_silence(probe, now):
+                probe.died_at = float("-inf")  # if it dies of that, it is no path that comes and goes
             if probe.is_dead(now):
                 probe.give_up(now)
                 has_lost_direct |= is_primary and probe.path.is_direct
         self.table.forget(now)
+        if self._pace.keepalive.take_change():
+            self._events.append(KeepaliveChanged())
         self._choose(now)
         self._note_doubt(now)
         if has_lost_direct:

@@ -29,6 +29,11 @@ class MappingDoubted:
 
 
 @dataclass(frozen=True, slots=True)
+class KeepaliveChanged:
+    """How often the NATs on the way must be reminded of us: worth keeping for the next start."""
+
+
+@dataclass(frozen=True, slots=True)
 class PingAnswered:
     """The user's ping came back."""
 
@@ -37,7 +42,7 @@ class PingAnswered:
     path: Path
 
 
-PathEvent = PrimaryChanged | OfferWanted | MappingDoubted | PingAnswered
+PathEvent = PrimaryChanged | OfferWanted | MappingDoubted | KeepaliveChanged | PingAnswered
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,12 @@ from ipaddress import ip_address
 from .candidate import Offer
 from .copies import Copies
 from .disco import DiscoBox
+from .keepalive import INTERVALS
 from .member import Member
 from .path import PathAgent
+from .path_mtu import PeerMtu
 from .traffic import RecentTraffic, Traffic
-from .transport import Address, Path
+from .transport import FIRST_EXTRA_SOCKET, Address, Path
 
 
 class PeerState(StrEnum):
@@ -26,6 +28,15 @@ class PeerState(StrEnum):
     PENDING = "pending"
 
 
+@dataclass(frozen=True, slots=True)
+class LastKnown:
+    """What is worth keeping of a peer for the next start: a direct path that works, and every how many seconds it must
+    be used to be remembered on the way."""
+
+    path: Path
+    keepalive: float = INTERVALS[0]
+
+
 @dataclass(slots=True)
 class MeshPeer:
     """A member and the machines that serve it."""
@@ -33,6 +44,7 @@ class MeshPeer:
     number: int
     member: Member
     agent: PathAgent
+    mtu: PeerMtu
     member_relay_id: int
     """Means this member in frames that other members relay."""
     relay_id: int = 0
@@ -85,6 +97,15 @@ class MeshPeer:
         return self.last_offer is None or self.last_offer[0] != offer.disco_key or offer.sequence > self.last_offer[1]
 
 
+def last_known(peers: Mapping[bytes, MeshPeer]) -> dict[bytes, LastKnown]:
+    """Of those that are reached directly, by identity."""
+    return {
+        identity: LastKnown(path, peer.agent.keepalive)
+        for identity, peer in peers.items()
+        if (path := peer.agent.primary) is not None and path.is_direct and path.socket < FIRST_EXTRA_SOCKET
+    }
+
+
 def make_peer(
     number: int,
     member: Member,
@@ -92,8 +113,9 @@ def make_peer(
     relay_id: int,
     *,
     entropy: Callable[[int], bytes],
+    mtu: int,
     duplicate: Copies | None = None,
 ) -> MeshPeer:
-    """A peer without any path yet; `relay_id` is its number at members that relay."""
+    """A peer without any path yet; `relay_id` is its number at members that relay, `mtu` the interface's."""
     agent = PathAgent(disco=DiscoBox(disco_secret, member.disco_key), entropy=entropy, duplicate=duplicate)
-    return MeshPeer(number, member, agent, relay_id)
+    return MeshPeer(number, member, agent, PeerMtu(mtu), relay_id)

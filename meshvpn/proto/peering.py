@@ -24,7 +24,7 @@ from .copies import Copies
 from .deadlines import Deadlines
 from .drops import DropReason
 from .errors import MalformedMessage
-from .events import NodeEvent, PeerChanged, PingFinished
+from .events import NodeEvent, PeerChanged, PeerMtuChanged, PingFinished, StateChanged
 from .guess import Guessing
 from .instances import Instances
 from .keys import member_relay_id
@@ -34,14 +34,14 @@ from .nat import NatMapping
 from .offers import Offers
 from .options import Duplicate, Options
 from .path import PathAgent
-from .path_events import MappingDoubted, OfferWanted, PingAnswered, PrimaryChanged
-from .peer import MeshPeer, make_peer
+from .path_events import KeepaliveChanged, MappingDoubted, OfferWanted, PingAnswered, PrimaryChanged
+from .peer import LastKnown, MeshPeer, make_peer
 from .permit import Permit
 from .relaying import Relaying
 from .roster import Roster
 from .timers import Stamps
 from .traffic import Traffic
-from .transport import FIRST_EXTRA_SOCKET, Address, Path, RelayHop, Transmit
+from .transport import Address, Path, RelayHop, Transmit
 from .turn import spread
 from .wireguard import HandshakeGaveUp, OtherInstance, SessionEstablished, WireGuard
 
@@ -63,7 +63,14 @@ class Peering:
     """The machine. Times are monotonic seconds; `wall_ns` is Unix time in nanoseconds."""
 
     def __init__(
-        self, keys: MemberKeys, roster: Roster, *, entropy: Callable[[int], bytes], options: Options, permit: Permit
+        self,
+        keys: MemberKeys,
+        roster: Roster,
+        *,
+        entropy: Callable[[int], bytes],
+        options: Options,
+        permit: Permit,
+        mtu: int,
     ) -> None:
         self.peers: dict[bytes, MeshPeer] = {}
         self.offers = Offers(keys.identity, disco.public_key(keys.disco), roster, entropy=entropy)
@@ -71,6 +78,7 @@ class Peering:
         self._roster = roster
         self._entropy = entropy
         self._options = options
+        self._mtu = mtu
         tag = clones.tag_of(disco.public_key(keys.disco))
         self._wireguard = WireGuard(keys.tunnel, entropy=entropy, tag=tag)
         self._instances = Instances(self._wireguard, keys.tunnel, entropy=entropy)
@@ -93,14 +101,14 @@ class Peering:
 
     # Peers follow the roster.
 
-    def handle_start(self, last_known: Mapping[bytes, Path], *, now: float, wall_ns: int) -> None:
+    def handle_start(self, last_known: Mapping[bytes, LastKnown], *, now: float, wall_ns: int) -> None:
         """Bring up everybody whom the roster knows; before this nobody is a peer."""
         self._is_started = True
         self.add_members(now=now, wall_ns=wall_ns)
-        for identity, path in last_known.items():
+        for identity, known in last_known.items():
             peer = self.peers.get(identity)
-            if peer is not None and path.is_direct:
-                self._touch(peer).handle_last_known(path, now=now)
+            if peer is not None and known.path.is_direct:
+                self._touch(peer).handle_last_known(known.path, known.keepalive, now=now)
                 # At once: the peer finds out where we are, and that our old keys are gone, by nothing else.
                 self._wireguard.handle_handshake_wanted(peer.number, now=now, wall_ns=wall_ns)
 
@@ -117,8 +125,15 @@ class Peering:
             return
         number = self._numbers.popleft()
         relay_id = member_relay_id(self._roster.uid, member.identity)
-        duplicate = _COPIES[self._options.duplicate]
-        peer = make_peer(number, member, self._disco_secret, relay_id, entropy=self._entropy, duplicate=duplicate)
+        peer = make_peer(
+            number,
+            member,
+            self._disco_secret,
+            relay_id,
+            entropy=self._entropy,
+            mtu=self._mtu,
+            duplicate=_COPIES[self._options.duplicate],
+        )
         # Of two members with one number (one in four billion, or made so) the first keeps it.
         self._by_relay_id.setdefault(relay_id, peer)
         self.peers[member.identity] = self._by_number[number] = self._by_disco[member.disco_key] = peer
@@ -151,6 +166,8 @@ class Peering:
         del self._by_disco[peer.member.disco_key]
         self._touched.pop(peer.number, None)
         self._deadlines.set(peer.number, None)
+        if peer.mtu.limit < self._mtu:
+            self._events.append(PeerMtuChanged(peer.member, None))
         self._touch_users(peer)
         self._instances.remove(peer.number)
         self._relaying.forget(peer.number)
@@ -243,6 +260,7 @@ class Peering:
     def handle_network_change(self, *, now: float) -> None:
         """Addresses or routes changed, or the machine slept."""
         for peer in self.peers.values():
+            peer.mtu.forget()
             self._touch(peer).handle_network_change(now=now, wait=self._wait())
 
     def handle_wake(self, slept: float, *, now: float, wall_ns: int) -> None:
@@ -290,6 +308,9 @@ class Peering:
             return error.reason
         if not self._guessing.owns(peer.number, path.socket):
             return DropReason.UNEXPECTED
+        if isinstance(message, disco.Pong) and peer.mtu.note_pong(message.transaction_id):
+            self._touch(peer)
+            return None
         reason = self._touch(peer).handle_disco(message, path, now=now)
         if reason is None:
             self._guessing.handle_heard(peer.number, path, now=now)
@@ -467,14 +488,18 @@ class Peering:
                         self._wireguard.handle_path_available(peer.number, now=now, wall_ns=wall_ns)
                 case MappingDoubted():
                     self._is_mapping_doubted = True
+                case KeepaliveChanged():
+                    self._events.append(StateChanged())
                 case OfferWanted():
                     self.offers.want(peer, is_urgent=peer.agent.is_active(now))
                 case PingAnswered(token=token) if token == _CHALLENGE:
                     self._instances.handle_sign(peer.number, now)
                 case PingAnswered(token=token, rtt=rtt, path=path):
                     self._events.append(PingFinished(token, rtt, path))
+        self._follow_mtu(peer, now)
         self._transmits.extend(peer.agent.take_transmits())
-        self._deadlines.set(peer.number, peer.agent.next_timeout())
+        deadlines = (peer.agent.next_timeout(), peer.mtu.next_timeout())
+        self._deadlines.set(peer.number, min((at for at in deadlines if at is not None), default=None))
         self._relay_for(peer)
         if (successor := self._instances.review(peer.number)) is not None:
             self._follow(peer, successor, now, wall_ns)
@@ -485,6 +510,11 @@ class Peering:
                 self._wireguard.handle_path_available(peer.number, now=now, wall_ns=wall_ns)
             self._events.append(PeerChanged(peer.member, peer.state, peer.agent.primary))
             self._connections.append((peer.member.identity, peer.agent.is_reachable))
+
+    def _follow_mtu(self, peer: MeshPeer, now: float) -> None:
+        if peer.mtu.follow(peer.agent, peer.recent.counts, now=now):
+            limit = None if peer.mtu.limit == self._mtu else peer.mtu.limit
+            self._events.append(PeerMtuChanged(peer.member, limit, peer.mtu.fragments_pass))
 
     def _settle_guessing(self, now: float) -> None:
         for number in self._guessing.take_hits():
@@ -534,12 +564,3 @@ class Peering:
         guesses = () if peer.agent.is_reachable else peer.lan
         ways = dict.fromkeys((peer.agent.primary, peer.agent.secondary, *guesses))
         return tuple(way for way in ways if way is not None)
-
-
-def last_good_paths(peers: Mapping[bytes, MeshPeer]) -> dict[bytes, Path]:
-    """Direct paths that work, by identity: worth keeping for the next start."""
-    return {
-        identity: path
-        for identity, peer in peers.items()
-        if (path := peer.agent.primary) is not None and path.is_direct and path.socket < FIRST_EXTRA_SOCKET
-    }

@@ -10,7 +10,8 @@
  *   set NUMBER KEY=VALUE…        delay, jitter (microseconds, one way, of packets from and to this port; jitter is added to
  *                                delay), loss, copies, late (of a million packets: lost, repeated, 30 ms later), mtu (bytes),
  *                                cut (1: all packets are lost), carrier (0: the cable is out)
- *   pair FROM TO KEY=VALUE…      delay, loss and cut from one port to another alone
+ *   pair FROM TO KEY=VALUE…      delay, loss and cut from one port to another alone, and hole: what is larger is lost, and
+ *                                nobody is told; 0: none
  *   count FROM TO                `ok PACKETS`: those that came from one port and were for the other so far
  *
  * It is HOPS routers wide: a packet with fewer left dies on the way, and its sender gets an ICMP message, as it does for one
@@ -51,7 +52,7 @@ struct port {
 };
 
 struct pair {
-	long delay, loss, cut;
+	long delay, loss, cut, hole;
 	uint64_t count;
 };
 
@@ -289,6 +290,8 @@ static void handle4(int from, uint8_t *data, int size)
 		complain(from, data, size, 11, 0, 0);
 		return;
 	}
+	if (pairs[from][to].hole && size > pairs[from][to].hole)
+		return;
 	data[8] = (uint8_t)(data[8] - HOPS);
 	seal_header(data);
 	mtu = smaller(ports[from].mtu, ports[to].mtu);
@@ -392,7 +395,7 @@ static long *field(struct port *port, struct pair *pair, const char *key)
 
 	if (pair)
 		return !strcmp(key, "delay") ? &pair->delay : !strcmp(key, "loss") ? &pair->loss :
-		       !strcmp(key, "cut") ? &pair->cut : NULL;
+		       !strcmp(key, "cut") ? &pair->cut : !strcmp(key, "hole") ? &pair->hole : NULL;
 	for (size_t n = 0; n < sizeof of_port / sizeof *of_port; n++)
 		if (!strcmp(of_port[n].key, key))
 			return of_port[n].at;

@@ -140,11 +140,21 @@ class NatLab(Lab):
         self._tell(f"set {self._ports[where]} {' '.join(words)}")
 
     def between(
-        self, a: str, b: str, *, delay: float | None = None, loss: float | None = None, cut: bool | None = None
+        self,
+        a: str,
+        b: str,
+        *,
+        delay: float | None = None,
+        loss: float | None = None,
+        cut: bool | None = None,
+        hole: int | None = None,
     ) -> None:
-        """What befalls packets between two routers or public hosts, both ways; their other paths are as they were."""
-        self.towards(a, b, delay=delay, loss=loss, cut=cut)
-        self.towards(b, a, delay=delay, loss=loss, cut=cut)
+        """What befalls packets between two routers or public hosts, both ways; their other paths are as they were.
+
+        A `hole` swallows those of more bytes.
+        """
+        self.towards(a, b, delay=delay, loss=loss, cut=cut, hole=hole)
+        self.towards(b, a, delay=delay, loss=loss, cut=cut, hole=hole)
 
     def towards(
         self,
@@ -154,9 +164,15 @@ class NatLab(Lab):
         delay: float | None = None,
         loss: float | None = None,
         cut: bool | None = None,
+        hole: int | None = None,
     ) -> None:
         """The same in one direction."""
-        scaled = {"delay": _scaled(delay, MICROSECONDS), "loss": _scaled(loss, MILLION), "cut": _scaled(cut, 1)}
+        scaled = {
+            "delay": _scaled(delay, MICROSECONDS),
+            "loss": _scaled(loss, MILLION),
+            "cut": _scaled(cut, 1),
+            "hole": hole,
+        }
         words = " ".join(f"{key}={value}" for key, value in scaled.items() if value is not None)
         self._tell(f"pair {self._ports[source]} {self._ports[target]} {words}")
 

@@ -27,6 +27,7 @@ from meshvpn.proto.commands import AddPeer, Command, MovePeer
 from meshvpn.proto.events import NodeEvent
 from meshvpn.proto.node import Node
 from meshvpn.proto.options import Options
+from meshvpn.proto.peer import LastKnown
 from meshvpn.proto.timers import Stamps
 from meshvpn.proto.traffic import Traffic
 from meshvpn.proto.transport import Address, Path, Transmit
@@ -92,7 +93,7 @@ class PlainNode:
         if config.endpoint is not None:
             self._move(_path_to(*config.endpoint))
 
-    def handle_start(self, last_known: Mapping[bytes, Path], *, now: float, wall_ns: int) -> None:
+    def handle_start(self, known: Mapping[bytes, LastKnown], *, now: float, wall_ns: int) -> None:
         """The peer is there from the start."""
 
     def handle_local_addresses(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from . import host_scenarios, ipv6_scenarios, nat_scenarios, path_scenarios, server_scenarios
+from . import host_scenarios, ipv6_scenarios, mtu_scenarios, nat_scenarios, path_scenarios, server_scenarios
 from .scenarios import FIGURES, Outcome, Scenario
 
 pytestmark = pytest.mark.netns
@@ -19,6 +19,7 @@ SCENARIOS = (
     *path_scenarios.SCENARIOS,
     *host_scenarios.SCENARIOS,
     *ipv6_scenarios.SCENARIOS,
+    *mtu_scenarios.SCENARIOS,
 )
 """The long ones first: the others fit in beside them."""
 TEST = "test_it_goes_on"

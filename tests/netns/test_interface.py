@@ -24,3 +24,25 @@ def test_addresses_that_are_not_ours_yet_or_soon_no_more_are_left_out_and_ulas_k
         lab.run(host, ["ip", "addr", "add", "2001:db8:1::7/64", "dev", "dark"])
         hosts = json.loads(lab.run(host, [sys.executable, "-c", _READ]))
         assert set(hosts) == {public_address(1), public_address6(1), "fd00:1::7"}
+
+
+def test_routes_to_members_come_and_go_with_their_mtu_and_leave_others_alone() -> None:
+    program = "import json, sys; from meshvpn.net import interface; interface.{}"
+    with Lab() as lab:
+        host = lab.add_host(1)
+
+        def do(call: str) -> None:
+            lab.run(host, [sys.executable, "-c", program.format(call)])
+
+        def routes() -> list[str]:
+            found = lab.run(host, ["ip", "route"]) + lab.run(host, ["ip", "-6", "route"])
+            return [line for line in found.splitlines() if " mtu " in line]
+
+        lab.run(host, ["ip", "route", "add", "20.1.0.7", "dev", "eth0", "mtu", "1200"])
+        do("set_host_mtus('eth0', {'20.1.0.5': 1328, '2001:db8::5': 1328, '20.1.0.6': 1216})")
+        do("set_host_mtus('eth0', {'20.1.0.5': 1216, '20.1.0.6': None, '20.1.0.9': None})")
+        mine = [line.split()[0] for line in routes() if "proto 109" in line]
+        assert mine == ["20.1.0.5", "2001:db8::5"]
+        assert "mtu 1216" in lab.run(host, ["ip", "route", "get", "20.1.0.5"])
+        do("clear_host_mtus('eth0')")
+        assert [line.split()[0] for line in routes()] == ["20.1.0.7"]

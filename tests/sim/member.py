@@ -35,7 +35,7 @@ from meshvpn.proto.keys import Identity, NetworkKeys, network_uid
 from meshvpn.proto.membership import MemberKeys, Profile
 from meshvpn.proto.node import Node
 from meshvpn.proto.options import Options
-from meshvpn.proto.peer import MeshPeer, PeerState
+from meshvpn.proto.peer import LastKnown, MeshPeer, PeerState
 from meshvpn.proto.roster import Roster, RosterState
 from meshvpn.proto.signed import Signed
 from meshvpn.proto.timers import Stamps
@@ -49,6 +49,7 @@ from .streams import Stream
 Action = Callable[[Node, float, int], int | None]
 """What a user asks for: `action(node, now, wall_ns)` gives the request's number."""
 POLL_INTERVAL = 1.0
+VOICE_BYTES = 60
 POOL = IPv4Network("10.77.0.0/24")
 
 
@@ -62,7 +63,7 @@ class Saved:
     nick: str
     joined_at: int
     own_record: Signed | None = None
-    paths: dict[bytes, Path] = field(default_factory=dict)
+    paths: dict[bytes, LastKnown] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +147,10 @@ class Member:
         self.host.drain()
         return rid
 
-    def send(self, destination: str, number: int) -> None:
-        """A packet from the host's own programs into the tunnel."""
+    def send(self, destination: str, number: int, size: int = VOICE_BYTES) -> None:
+        """A packet of that size from the host's own programs into the tunnel."""
         if self.node is not None:
-            self.plane.handle_packet(_packet(self.address, destination, number), now=self.network.now)
+            self.plane.handle_packet(_packet(self.address, destination, number, size), now=self.network.now)
             self.host.drain()
 
     # What happens to the daemon.
@@ -398,8 +399,9 @@ class Member:
                 self.saved.roster = msgspec.msgpack.encode(node.roster.export())
                 self.saved.own_record = node.membership.own_record
                 self.saved.nick = node.membership.profile.nick
+                self.saved.paths = node.last_known()
             case PeerChanged():
-                self.saved.paths = node.last_good_paths()
+                self.saved.paths = node.last_known()
             case ActionFinished(rid=rid):
                 self.finished[rid] = event
 
@@ -442,9 +444,9 @@ class Member:
         self.arrivals.setdefault((source, number), []).append(Arrival(self.network.now, self._is_relayed))
 
 
-def _packet(source: str, destination: str, number: int) -> bytes:
-    """An IPv4 packet of a voice frame's size around the number."""
-    payload = number.to_bytes(4, "big") + bytes(36)
+def _packet(source: str, destination: str, number: int, size: int) -> bytes:
+    """An IPv4 packet around the number."""
+    payload = number.to_bytes(4, "big") + bytes(size - 24)
     head = bytes([0x45, 0xB8]) + (20 + len(payload)).to_bytes(2, "big") + bytes([0, 0, 0, 0, 64, 17, 0, 0])
     return head + IPv4Address(source).packed + IPv4Address(destination).packed + payload
 

@@ -8,7 +8,7 @@ from itertools import count
 
 from meshvpn.proto.keys import NetworkKeys
 
-from .member import Arrival, Member
+from .member import VOICE_BYTES, Arrival, Member
 from .nat import Firewall
 from .network import Host, Link, Segment
 from .rendezvous import Rendezvous
@@ -108,16 +108,16 @@ class Mesh(World):
             stream.is_on = False
         self.run(1.0)
 
-    def send(self, source: Member, destination: Member) -> Callable[[], list[Arrival]]:
+    def send(self, source: Member, destination: Member, size: int = VOICE_BYTES) -> Callable[[], list[Arrival]]:
         """One packet; the function tells when it arrived."""
         stream = Stream(source, destination, 0.0, is_on=False)
         number = next(self._numbers)
-        source.send(destination.address, number)
+        source.send(destination.address, number, size)
         return lambda: stream.arrivals(number)
 
-    def reaches(self, source: Member, destination: Member, *, within: float = 3.0) -> bool:
+    def reaches(self, source: Member, destination: Member, size: int = VOICE_BYTES, *, within: float = 3.0) -> bool:
         """Does a packet that is sent now arrive?"""
-        arrivals = self.send(source, destination)
+        arrivals = self.send(source, destination, size)
         return self.network.run_until_true(lambda: bool(arrivals()), self.network.now + within) is not None
 
     def run_until(self, condition: Callable[[], bool], within: float) -> float:

@@ -49,15 +49,17 @@ class _Binding:
     is_replied: bool = False
     sent_to: dict[tuple[object, ...], float] = field(default_factory=dict)
 
-    def is_over(self, now: float) -> bool:
-        return now - self.used_at > (REPLIED_TIMEOUT if self.is_replied else UNREPLIED_TIMEOUT)
+    def admits(self, remote: tuple[object, ...], now: float, lifetime: float) -> bool:
+        """Was it sent to, not long ago? Only what goes out is sure to renew that (RFC 4787 §4.3)."""
+        return now - self.sent_to.get(remote, float("-inf")) <= lifetime
 
 
 class Nat:
     """One NAT. `first_port` and up is where it takes ports from that it does not preserve.
 
     One that `accepts_input` (Linux without an INPUT rule that drops) takes what it does not translate for connections
-    to itself, and keeps them apart from those that it translates.
+    to itself, and keeps them apart from those that it translates. `lifetime`: seconds for which it remembers anything,
+    replied or not.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Nat:
         ports: Ports = Ports.PRESERVED,
         hairpin: bool = False,
         accepts_input: bool = False,
+        lifetime: float | None = None,
         seed: object = 0,
         first_port: int = 20_000,
     ) -> None:
@@ -76,6 +79,7 @@ class Nat:
         self.ports = ports
         self.hairpin = hairpin
         self.accepts_input = accepts_input
+        self.lifetime = lifetime
         self._random = random.Random(f"nat/{seed}")
         self._first_port = first_port
         self._next_port = first_port
@@ -94,7 +98,7 @@ class Nat:
         """The external port for a packet from inside, None if there is none left."""
         key = self._mapping_key(source, destination)
         binding = self._by_key.get(key)
-        if binding is not None and binding.is_over(now):
+        if binding is not None and self._is_over(binding, now):
             self._remove(binding)
             binding = None
         if binding is None:
@@ -111,10 +115,10 @@ class Nat:
     def translate_inbound(self, port: int, source: Address, now: float) -> Address | None:
         """The internal address for a packet from outside, None if it is not admitted."""
         binding = self._by_port.get(port)
-        if binding is not None and binding.is_over(now):
+        if binding is not None and self._is_over(binding, now):
             self._remove(binding)
             binding = None
-        is_admitted = binding is not None and self._filter_key(source) in binding.sent_to
+        is_admitted = binding is not None and binding.admits(self._filter_key(source), now, self._life(binding))
         if self.accepts_input and (not is_admitted or self._is_own_flow(port, source, now)):
             self._own_flows[port, source] = now
             return None
@@ -124,13 +128,19 @@ class Nat:
         binding.used_at = now
         return binding.internal
 
+    def _life(self, binding: _Binding) -> float:
+        return self.lifetime or (REPLIED_TIMEOUT if binding.is_replied else UNREPLIED_TIMEOUT)
+
+    def _is_over(self, binding: _Binding, now: float) -> bool:
+        return now - binding.used_at > self._life(binding)
+
     def _is_own_flow(self, port: int, remote: Address, now: float) -> bool:
         return now - self._own_flows.get((port, remote), float("-inf")) <= UNREPLIED_TIMEOUT
 
     def _binding_aside(self, source: Address, destination: Address, now: float) -> _Binding | None:
         key = (source, destination, "aside")
         binding = self._by_key.get(key)
-        if binding is not None and binding.is_over(now):
+        if binding is not None and self._is_over(binding, now):
             self._remove(binding)
             binding = None
         if binding is None and (port := self._take_port(now, is_random=True)) is not None:
@@ -178,7 +188,7 @@ class Nat:
 
     def _is_free(self, port: int, now: float) -> bool:
         binding = self._by_port.get(port)
-        if binding is not None and binding.is_over(now):
+        if binding is not None and self._is_over(binding, now):
             self._remove(binding)
             return True
         return binding is None

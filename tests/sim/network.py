@@ -14,7 +14,7 @@ import heapq
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from meshvpn.proto.dataplane import MAX_SOCKETS
@@ -48,6 +48,8 @@ class Packet:
     destination: Address
     data: bytes
     ttl: int = DEFAULT_TTL
+    is_whole: bool = False
+    """It must not be fragmented."""
 
     @property
     def size(self) -> int:
@@ -64,6 +66,7 @@ class Link:
     duplication: float = 0.0
     reordering: float = 0.0
     mtu: int = 1500
+    passes_fragments: bool = True
     is_up: bool = True
 
 
@@ -129,7 +132,7 @@ class Router:
         source = self.nat.translate_outbound(packet.source, packet.destination, now)
         if source is None:
             return self.network.note(packet, "no port")
-        outward = Packet(Address(self.address, source), packet.destination, packet.data, packet.ttl)
+        outward = replace(packet, source=Address(self.address, source))
         if packet.destination.host != self.address:
             return self.network.send(outward, self.outside, self.link, via=self)
         if not self.nat.hairpin:
@@ -147,7 +150,7 @@ class Router:
         destination = self.nat.translate_inbound(packet.destination.port, packet.source, now)
         if destination is None:
             return self.network.note(packet, "filtered")
-        inward = Packet(packet.source, destination, packet.data, packet.ttl)
+        inward = replace(packet, destination=destination)
         return self.network.send(inward, self.inside, Link(), via=self)
 
 
@@ -252,7 +255,7 @@ class Host:
         if source is None or path.socket not in self.ports:
             return self.network.note(Packet(Address("0.0.0.0", 0), path.remote, data), "unreachable")
         ttl = DEFAULT_TTL if transmit.ttl is None else transmit.ttl
-        packet = Packet(Address(source, self.ports[path.socket]), path.remote, data, ttl)
+        packet = Packet(Address(source, self.ports[path.socket]), path.remote, data, ttl, transmit.is_whole)
         if self.firewall is not None:
             self.firewall.note_outbound(packet.source, packet.destination, self.network.now)
         return self.network.send(packet, self.segment, self.link, via=None)
@@ -385,7 +388,7 @@ class Network:
     def _carry(self, packet: Packet, segment: Segment, receiver: Host | Router, link: Link) -> None:
         if not link.is_up:
             return self.note(packet, "down")
-        if packet.size > link.mtu:
+        if packet.size > link.mtu and (packet.is_whole or not link.passes_fragments):
             return self.note(packet, "too big")
         if link.loss and self._random.random() < link.loss:
             return self.note(packet, "lost")
@@ -415,7 +418,7 @@ class Network:
 
 
 def _aged(packet: Packet, hops: int = 1) -> Packet:
-    return Packet(packet.source, packet.destination, packet.data, packet.ttl - hops)
+    return replace(packet, ttl=packet.ttl - hops)
 
 
 def _joined(first: Link, second: Link) -> Link:
@@ -427,6 +430,7 @@ def _joined(first: Link, second: Link) -> Link:
         duplication=1 - (1 - first.duplication) * (1 - second.duplication),
         reordering=1 - (1 - first.reordering) * (1 - second.reordering),
         mtu=min(first.mtu, second.mtu),
+        passes_fragments=first.passes_fragments and second.passes_fragments,
         is_up=first.is_up and second.is_up,
     )
 

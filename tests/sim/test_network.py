@@ -111,8 +111,9 @@ def test_a_links_delay_is_passed_once_each_way() -> None:
     [
         (Link(loss=0.1), "lost", 0.1),
         (Link(is_up=False), "down", 1.0),
-        (Link(mtu=1000), "too big", 1.0),
-        (Link(mtu=1400), "too big", 0.0),
+        (Link(mtu=1000, passes_fragments=False), "too big", 1.0),
+        (Link(mtu=1000), "too big", 0.0),
+        (Link(mtu=1400, passes_fragments=False), "too big", 0.0),
     ],
 )
 def test_a_link_drops_what_it_was_asked_to(link: Link, outcome: str, share: float) -> None:

@@ -113,7 +113,7 @@ def test_the_rendezvous_gets_the_offers_of_two_hundred_members_within_half_a_min
     network = found(FLEET)
     roster = network.roster(0)
     everybody = [
-        make_peer(number, member, network.disco_keys[0], number, entropy=network.entropy)
+        make_peer(number, member, network.disco_keys[0], number, entropy=network.entropy, mtu=1400)
         for number, member in enumerate(roster.members.values())
     ]
     at_server, urgent = Counter[int](), []

@@ -14,7 +14,7 @@ from meshvpn.proto.errors import MembershipError
 from meshvpn.proto.events import MembershipChanged, PeerChanged
 from meshvpn.proto.node import START_GRACE, Node
 from meshvpn.proto.owner import PasswordRule
-from meshvpn.proto.peer import PeerState
+from meshvpn.proto.peer import LastKnown, PeerState
 from meshvpn.proto.peering import MAX_LAN_PATHS, MAX_PEERS
 from meshvpn.proto.primitives import x25519_public
 from meshvpn.proto.timers import Stamps
@@ -170,7 +170,8 @@ def test_a_path_that_worked_is_tried_with_a_handshake_and_kept_open_until_one_is
     node = network.node(1)
     identity = network.identities[0].public
     relayed = Path(0, Address("198.51.100.1", 7770), RelayHop(1, 2))
-    last_known = {identity: PATH, bytes(32): PATH, network.identities[2].public: relayed}
+    known = LastKnown(PATH, keepalive=15.0)
+    last_known = {identity: known, bytes(32): known, network.identities[2].public: LastKnown(relayed)}
     node.handle_start(last_known, now=0.0, wall_ns=WALL_NS)
     node.handle_disconnected(now=0.1, wall_ns=WALL_NS)
     peer = node.peers[identity]
@@ -179,7 +180,7 @@ def test_a_path_that_worked_is_tried_with_a_handshake_and_kept_open_until_one_is
         MovePeer(peer.number, PATH, None)
     ]
     assert peer.state is PeerState.CONNECTING
-    assert node.last_good_paths() == {identity: PATH}
+    assert node.last_known() == {identity: known}
     assert node.peers[network.identities[2].public].state is PeerState.OFFLINE
 
 
@@ -191,7 +192,7 @@ def test_a_session_that_grew_too_old_in_a_sleep_is_made_anew(
     network: Founded, age: float, slept: float, is_renewed: bool
 ) -> None:
     node = network.node(1)
-    node.handle_start({network.identities[0].public: PATH}, now=0.0, wall_ns=WALL_NS)
+    node.handle_start({network.identities[0].public: LastKnown(PATH)}, now=0.0, wall_ns=WALL_NS)
     node.handle_disconnected(now=0.1, wall_ns=WALL_NS)
     with_session, without = (node.peers[network.identities[number].public] for number in (0, 2))
     now = 1.0

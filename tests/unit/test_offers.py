@@ -182,7 +182,7 @@ def machine(network: Founded, peers: Iterable[int] = (1, 2)) -> tuple[Offers, di
     made = {}
     for number in peers:
         member = roster.members[network.identities[number].public]
-        made[number] = make_peer(number, member, network.disco_keys[0], number, entropy=network.entropy)
+        made[number] = make_peer(number, member, network.disco_keys[0], number, entropy=network.entropy, mtu=1400)
         made[number].is_online = True
     return offers, made
 

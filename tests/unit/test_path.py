@@ -317,7 +317,7 @@ def test_the_users_ping_is_answered_by_its_own_pong() -> None:
 
 def test_the_last_known_path_is_used_until_something_better_is_known() -> None:
     bench = Bench()
-    bench.agent.handle_last_known(OUTSIDE, now=bench.now)
+    bench.agent.handle_last_known(OUTSIDE, 25.0, now=bench.now)
     assert bench.primary() == OUTSIDE
     bench.run(5.0)
     assert bench.pings(OUTSIDE)
@@ -543,7 +543,7 @@ events: st.SearchStrategy[Event] = st.one_of(
     st.builds(lambda where, heard: lambda bench: _pong(bench, where, heard), any_path, st.integers(0, 2**32 - 1)),
     st.builds(lambda where: lambda bench: bench.agent.handle_path_seen(where, now=bench.now), any_path),
     st.builds(lambda where: lambda bench: bench.agent.handle_session(where, now=bench.now), any_path),
-    st.builds(lambda where: lambda bench: bench.agent.handle_last_known(where, now=bench.now), any_path),
+    st.builds(lambda where: lambda bench: bench.agent.handle_last_known(where, 25.0, now=bench.now), any_path),
     st.builds(
         lambda count, heard: lambda bench: bench.carry(count, is_heard=heard), st.integers(0, 500), st.booleans()
     ),

@@ -241,10 +241,10 @@ def test_the_choice_comes_to_rest() -> None:
 def test_each_kind_of_path_is_pinged_at_its_pace() -> None:
     rhythm, tried = Pace(), measured(OUTSIDE)
     tried.sent_at, tried.unanswered_since, tried.spread = 10.0, None, 0.5
-    assert rhythm.ping_at(tried, Role.PRIMARY) == pytest.approx(10.0 + 25.0 * 0.95)
+    assert rhythm.ping_at(tried, Role.PRIMARY) == pytest.approx(10.0 + 25.0 * 0.985)
     assert rhythm.ping_at(tried, Role.RELAY) is None
     tried.asked_at = 15.0
-    assert rhythm.ping_at(tried, Role.PRIMARY) == pytest.approx(15.0 + 25.0 * 0.95)
+    assert rhythm.ping_at(tried, Role.PRIMARY) == pytest.approx(15.0 + 25.0 * 0.915)
     rhythm.note_payload(12.0, 1)
     assert rhythm.ping_at(tried, Role.PRIMARY) == 10.0 + pace.ACTIVE_INTERVAL
     assert rhythm.ping_at(tried, Role.OTHER) == 10.0 + pace.BACKUP_INTERVAL

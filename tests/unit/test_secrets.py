@@ -28,6 +28,7 @@ from meshvpn.proto.keys import Identity, NetworkKeys
 from meshvpn.proto.membership import MemberKeys, Profile
 from meshvpn.proto.node import START_GRACE, Node
 from meshvpn.proto.noise import Initiator, Responder
+from meshvpn.proto.peer import LastKnown
 from meshvpn.proto.roster import Roster
 from meshvpn.proto.transport import Address, Path
 from meshvpn.proto.wireguard import WireGuard
@@ -134,7 +135,7 @@ def nodes_with_a_session(drawer: Drawer) -> tuple[list[Node], list[DataPlane], l
     install: list[InstallKeypair] = []
     for node, other, path in zip(nodes, reversed(nodes), reversed(PATHS), strict=True):
         identity = other.membership._keys.identity.public
-        node.handle_start({identity: path}, now=1.0 - START_GRACE, wall_ns=WALL * 10**9)
+        node.handle_start({identity: LastKnown(path)}, now=1.0 - START_GRACE, wall_ns=WALL * 10**9)
     # The server does not answer; the first to come up finds the other.
     nodes[1].handle_timeout(now=1.0, wall_ns=WALL * 10**9)
     nodes[1].take_transmits()
