@@ -364,6 +364,14 @@ class ConfigView(msgspec.Struct, frozen=True, kw_only=True):
     port: int  # UDP port in use; 0 while the network never was up
 
 
+class GossipView(msgspec.Struct, frozen=True, kw_only=True):
+    """How members tell each other what the server keeps back, by TCP inside the tunnel."""
+
+    port: int
+    problem: str | None  # why nobody can reach this host's; None: they can
+    silent: list[str]  # nicks of members that are reached, but whose gossip does not answer: a firewall there?
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """The daemon."""
 
@@ -376,6 +384,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     engine: dict[str, dict[str, bool]]  # interface → kernel features: whether in use
     drops: dict[str, dict[str, int]]  # interface → dropped packets by reason
     relayed: dict[str, int]  # interface → bytes forwarded for other members
+    gossip: dict[str, GossipView]  # by network, of those that are up
     config_file: str | None  # None: there is none, defaults hold
     config: dict[str, ConfigView]  # by network
     problems: list[str]  # e.g. state files that were kept aside

@@ -45,6 +45,12 @@ def status(context: typer.Context) -> None:
     for name, count in found.relayed.items():
         if count:
             print(f"relayed    : {name} {show.amount(count)} for other members")
+    for name, gossip in found.gossip.items():
+        if gossip.problem is not None:
+            print(f"gossip     : {name} members cannot tell this host news: {gossip.problem}")
+        if gossip.silent:
+            nicks = ", ".join(gossip.silent)
+            print(f"gossip     : {name} {nicks} cannot be told news (a firewall there? TCP port {gossip.port})")
     print(f"config     : {found.config_file or 'none, the defaults hold'}")
     for name, config in found.config.items():
         print(f"settings   : {name} {show.settings(config)}")

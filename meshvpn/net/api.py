@@ -125,6 +125,7 @@ class Api:
                 engine={name: dict(engine.features) for name, engine in engines.items()},
                 drops={name: engine.drops() for name, engine in engines.items()},
                 relayed={name: engine.relayed()[1] for name, engine in engines.items()},
+                gossip={network.state.name: view for network in networks if (view := views.gossip_view(network))},
                 config_file=None if self._networks.config.file is None else str(self._networks.config.file),
                 config={network.state.name: views.config_view(network) for network in networks},
                 problems=[

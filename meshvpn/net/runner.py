@@ -24,6 +24,7 @@ from ..proto.commands import apply
 from ..proto.control_session import ConnectWanted, DisconnectWanted
 from ..proto.errors import MeshError
 from ..proto.events import NodeEvent, PeerMtuChanged, SocketsUnwanted, SocketsWanted
+from ..proto.gossip import LinkUnwanted, LinkWanted
 from ..proto.keys import ula_prefix
 from ..proto.node import Node
 from ..proto.peer import LastKnown
@@ -35,6 +36,7 @@ from . import interface
 from .control_link import HEARTBEAT, ControlLink, ServerIdentity
 from .enrolment import Enrolled
 from .extra_sockets import ExtraSockets
+from .gossip import GossipLinks
 from .host_mtus import HostMtus
 from .lan import LanDiscovery
 from .portmap import PortMapDriver
@@ -97,6 +99,7 @@ class NetworkRunner:
         self._port_map: PortMapDriver | None = None
         self._lan: LanDiscovery | None = None
         self._host_mtus: HostMtus | None = None
+        self.links: GossipLinks | None = None
         self._rests_until = float("-inf")
         self._stream: RelayStream | None = None
         self._surroundings: tuple[list[str], list[str]] | None = None
@@ -140,6 +143,8 @@ class NetworkRunner:
         if self.node.options.lan_discovery:
             self._lan = LanDiscovery(self.ports, self._handle_lan)
         await self.refresh_addresses()
+        self.links = GossipLinks(place.address, self.device.name, self)
+        await self.links.start()
         if enrolled is not None:
             hosts = enrolled.server.hosts
             self.node.handle_adopted(enrolled.attached, hosts, now=_now(), wall_ns=_wall_ns())
@@ -161,6 +166,9 @@ class NetworkRunner:
         if self._lan is not None:
             await self._lan.stop()
             self._lan = None
+        if self.links is not None:
+            await self.links.stop()
+            self.links = None
         await self.link.close()
         if self._stream is not None:
             await self._stream.stop()
@@ -258,6 +266,29 @@ class NetworkRunner:
         self.node.handle_stream_closed(now=_now(), wall_ns=_wall_ns())
         self._pump()
 
+    # --- gossip's links ------------------------------------------------------------------------------------------
+
+    def handle_link(self, address: str) -> int | None:
+        """A stream came through the tunnel; its number, or None: it is not wanted."""
+        link = self.node.handle_link(address, now=_now(), wall_ns=_wall_ns())
+        self._pump()
+        return link
+
+    def handle_link_open(self, link: int) -> None:
+        """One that was wanted is open."""
+        self.node.handle_link_open(link, now=_now(), wall_ns=_wall_ns())
+        self._pump()
+
+    def handle_link_closed(self, link: int) -> None:
+        """It ended, or could not be opened."""
+        self.node.handle_link_closed(link, now=_now(), wall_ns=_wall_ns())
+        self._pump()
+
+    def handle_link_frame(self, link: int, data: bytes) -> None:
+        """One message."""
+        self.node.handle_link_frame(link, data, now=_now(), wall_ns=_wall_ns())
+        self._pump()
+
     # --- inside ---------------------------------------------------------------------------------------------------
 
     def _handle_port_mapping(self, mapping: PortMapping | None) -> None:
@@ -341,6 +372,9 @@ class NetworkRunner:
             apply(command, engine, descriptor=self._extra.adopt)
         for transmit in self.node.take_transmits():
             send(self._sockets, transmit, extra=self._extra.get(transmit.path.socket))
+        if self.links is not None:
+            for link, frame in self.node.take_link_frames():
+                self.links.send(link, frame)
         events = self.node.take_events()
         opened: dict[int, dict[int, int]] = {}
         for event in events:
@@ -354,6 +388,10 @@ class NetworkRunner:
                 opened[event.tag] = self._extra.open(event.count)
             elif isinstance(event, SocketsUnwanted):
                 self._extra.close(event.numbers, engine)
+            elif isinstance(event, LinkWanted) and self.links is not None:
+                self.links.open(event.link, event.address)
+            elif isinstance(event, LinkUnwanted) and self.links is not None:
+                self.links.close(event.link)
             elif isinstance(event, StreamWanted):
                 self._open_stream(engine)
             elif isinstance(event, StreamUnwanted) and self._stream is not None:

@@ -18,6 +18,7 @@ from ..proto.primitives import x25519_public
 from ..proto.score import mos
 from ..proto.traffic import Traffic
 from ..proto.transport import STREAM_SOCKET, Path
+from .gossip import PORT as GOSSIP_PORT
 
 if TYPE_CHECKING:
     from .network import Network
@@ -61,6 +62,15 @@ def _state_word(network: Network) -> str:
     if network.runner.node.is_copy:
         return "cloned"
     return "online" if network.server_state[0] == "connected" else "connecting"
+
+
+def gossip_view(network: Network) -> ipc.GossipView | None:
+    """As `status` shows it; None while the network is down."""
+    if network.runner is None or network.runner.links is None:
+        return None
+    members = network.roster.members
+    silent = [members[identity].nick for identity in network.runner.node.gossip.silent if identity in members]
+    return ipc.GossipView(port=GOSSIP_PORT, problem=network.runner.links.problem, silent=silent)
 
 
 def config_view(network: Network) -> ipc.ConfigView:

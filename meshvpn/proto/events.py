@@ -8,6 +8,7 @@ from enum import StrEnum
 from .audit import Entry
 from .binding import StreamUnwanted, StreamWanted
 from .control_session import ConnectWanted, DisconnectWanted
+from .gossip import LinkUnwanted, LinkWanted
 from .member import Member
 from .peer import PeerState
 from .transport import Path
@@ -126,6 +127,8 @@ NodeEvent = (
     | PingFinished
     | MembershipChanged
     | CloneSeen
+    | LinkWanted
+    | LinkUnwanted
     | ConnectWanted
     | DisconnectWanted
     | StreamWanted

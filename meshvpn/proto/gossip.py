@@ -10,7 +10,8 @@ What comes is checked by the roster like the server's word. Three causes for a l
 - The charters changed. Who signed the change tells all peers; of more than MAX_HEADS the others are shared out among
   the first ones, who pass it on (`share`). Of members in `covered` somebody takes care: who learns of charters tells
   those of its peers that are not.
-- A peer came: at once if it may lack charters that are news here, or if it is one of the first; else before long.
+- A peer came: at once if it may lack charters that are news here, or if it is one of the first; else before long, if
+  there is no server that tells it.
 - Rounds: FANOUT peers of those that may lack something, a few times after news, else one now and then. They find what
   the other two missed, or a peer kept back.
 """
@@ -28,7 +29,8 @@ from .deadlines import Deadlines
 from .drops import DropReason
 from .errors import MalformedMessage
 from .gossip_messages import MEMBER_NAME, Charters, Digest, Done, Message, News, Summary
-from .shelf import FORGED, Book, Shelf
+from .roster import Roster
+from .shelf import FORGED, Shelf
 from .signed import Signed
 
 LINK_TIMEOUT = 15.0
@@ -50,7 +52,9 @@ ROUND = (1.0, 1.0)
 HOT_FOR = 4.0
 """Seconds of such rounds after the last news."""
 QUIET_ROUND = (180.0, 120.0)
-"""Seconds between two rounds otherwise: at least, and drawn on top."""
+"""Seconds between two rounds otherwise, with a server that tells the news: at least, and drawn on top."""
+LONELY_ROUND = (20.0, 20.0)
+"""The same without one."""
 SILENCE = (5.0, 600.0)
 """Seconds for which a peer that does not answer is left alone: at first, and at most."""
 BARRED_FOR = 60.0
@@ -130,7 +134,7 @@ class Gossip:
 
     def __init__(
         self,
-        book: Book,
+        roster: Roster,
         own: Sequence[bytes],
         own_record: Callable[[], Signed | None],
         *,
@@ -138,11 +142,11 @@ class Gossip:
     ) -> None:
         self.sent: Counter[str] = Counter()
         """Messages by kind."""
-        self._book = book
+        self._roster = roster
         self._own = frozenset(own)
         self._identity = own[0]
         self._entropy = entropy
-        self._shelf = Shelf(book, own[0], own_record, entropy=entropy)
+        self._shelf = Shelf(roster, own[0], own_record, entropy=entropy)
         self._peers: dict[bytes, _Peer] = {}
         self._by_number: dict[int, _Peer] = {}
         self._links: dict[int, _Link] = {}
@@ -151,6 +155,7 @@ class Gossip:
         self._are_charters_news = False
         self._told: set[bytes] = set()
         self._source: _Link | None = None
+        self._is_attached = False
         self._changes = 0
         self._met = 0
         self._next_slot = float("-inf")
@@ -173,6 +178,9 @@ class Gossip:
 
     def follow(self, *, is_attached: bool, now: float) -> None:
         """After `note_change`. What comes while we are attached, and not by gossip, the server tells everybody."""
+        if is_attached != self._is_attached:
+            self._is_attached = is_attached
+            self._plan_round(now)
         self._shelf.look()
         charters = self._followed[0]
         if self._followed == (self._shelf.charters, self._shelf.state):
@@ -182,11 +190,11 @@ class Gossip:
         if self._source is not None:
             self._source.changes += 1
         self._drop_strangers()
-        if self._book.is_over:
+        if self._roster.is_over:
             return
         is_news = self._source is not None or not is_attached
         if self._shelf.charters != charters:
-            is_own = self._book.signed_charter.signer in self._own
+            is_own = self._roster.signed_charter.signer in self._own
             self._are_charters_news = True
             self._told.clear()
             if self._source is not None:
@@ -208,7 +216,7 @@ class Gossip:
         if may_lack_charters or self._met < FIRST_MET:
             self._met += 1
             self._set(peer, now)
-        elif peer.state != self._shelf.state:
+        elif peer.state != self._shelf.state and not self._is_attached:
             self._next_slot = max(self._next_slot, now) + SPACING * (0.5 + self._fraction())
             self._set(peer, self._next_slot)
         if self._round_at is None:
@@ -231,7 +239,7 @@ class Gossip:
 
     def handle_incoming(self, address: str, *, now: float) -> int | None:
         """A stream came from this address inside the tunnel. Its number, or None: close it."""
-        member = next((it for it in self._book.members.values() if it.address == address), None)
+        member = next((it for it in self._roster.members.values() if it.address == address), None)
         peer = None if member is None else self._obtain(member.identity, now)
         if peer is None or now < peer.barred_until or not peer.traffic.has(now=now) or not peer.links.take(now=now):
             return None
@@ -345,7 +353,9 @@ class Gossip:
         # Both have said and heard everything; what one of them refused, it would refuse again.
         if self._changes == link.changes:
             link.peer.charters, link.peer.state = self._shelf.charters, self._shelf.state
-        link.is_complete, link.peer.failures = True, 0
+        link.is_complete = True
+        if link.is_ours:
+            link.peer.failures = 0
         self._close(link.number)
         self._end(link, now)
 
@@ -360,7 +370,7 @@ class Gossip:
         if news:
             # What follows from this is the peer's doing: it has said who knows it already.
             self._source = link
-            self.follow(is_attached=False, now=now)
+            self.follow(is_attached=self._is_attached, now=now)
             self._source = None
         return reason
 
@@ -388,7 +398,7 @@ class Gossip:
 
     def _open(self, peer: _Peer, now: float) -> None:
         """Due, unless it has become needless."""
-        if not peer.is_connected or self._book.is_over or now < peer.barred_until:
+        if not peer.is_connected or self._roster.is_over or now < peer.barred_until:
             return
         if peer.state == self._shelf.state and peer.share is None:
             return
@@ -400,7 +410,7 @@ class Gossip:
         else:
             link = self._add_link(peer, now + CONNECT_TIMEOUT, is_ours=True)
             link.share, peer.share = peer.share or (), None
-            self._events.append(LinkWanted(link.number, self._book.members[peer.identity].address))
+            self._events.append(LinkWanted(link.number, self._roster.members[peer.identity].address))
 
     def _add_link(self, peer: _Peer, deadline: float, *, is_ours: bool) -> _Link:
         link = _Link(self._next_number, peer, is_ours, deadline, changes=self._changes)
@@ -459,7 +469,9 @@ class Gossip:
         self._round_at = at if self._round_at is None else min(self._round_at, at)
 
     def _plan_round(self, now: float) -> None:
-        least, more = ROUND if now < self._hot_until else QUIET_ROUND
+        least, more = QUIET_ROUND if self._is_attached else LONELY_ROUND
+        if now < self._hot_until:
+            least, more = ROUND
         self._round_at = now + least + more * self._fraction()
 
     def _start_round(self, now: float) -> None:
@@ -484,8 +496,8 @@ class Gossip:
 
     def _obtain(self, identity: bytes, now: float) -> _Peer | None:
         """The peer, if it is a member that may hear of us: who is evicted or pending may not."""
-        member = self._book.members.get(identity)
-        if member is None or member.is_pending or self._book.is_over:
+        member = self._roster.members.get(identity)
+        if member is None or member.is_pending or self._roster.is_over:
             return None
         if (peer := self._peers.get(identity)) is None:
             peer = _Peer(
@@ -501,8 +513,8 @@ class Gossip:
 
     def _drop_strangers(self) -> None:
         for identity in list(self._peers):
-            member = self._book.members.get(identity)
-            if member is None or member.is_pending or self._book.is_over:
+            member = self._roster.members.get(identity)
+            if member is None or member.is_pending or self._roster.is_over:
                 self._forget(identity)
 
     def _forget(self, identity: bytes) -> None:

@@ -44,7 +44,9 @@ from .events import (
     StateChanged,
 )
 from .gather import Gatherer
+from .gossip import Gossip
 from .keys import mapping_nonce
+from .links import Links
 from .member import (
     EpochChanged,
     Member,
@@ -73,7 +75,7 @@ START_GRACE = 2.0
 """Seconds for which a starting node waits for the server's charter before it believes the one on its disk."""
 
 
-class Node(Verbs):
+class Node(Verbs, Links):
     """One network of one member. Times are monotonic seconds; `wall_ns` is Unix time in nanoseconds."""
 
     def __init__(
@@ -99,6 +101,9 @@ class Node(Verbs):
         self._gatherer = Gatherer(entropy, self.options.endpoints)
         self._binding = RelayBinding(entropy)
         self._peering = Peering(keys, roster, entropy=entropy, options=self.options, permit=permit or Permit(), mtu=mtu)
+        own = [keys.identity.public, *([] if keys.network_owner is None else [keys.network_owner.public])]
+        self.gossip = Gossip(roster, own, lambda: self.membership.own_record, entropy=entropy)
+        self._told_record = own_record
         self._quiet_until: float | None = None
         self._clones_told: dict[tuple[CloneSight, bytes | None], float] = {}
         self._last_known: Mapping[bytes, LastKnown] = {}
@@ -277,6 +282,7 @@ class Node(Verbs):
             self._gatherer.next_timeout(),
             self._binding.next_timeout(),
             self._peering.next_timeout(),
+            self.gossip.next_timeout(),
             self._quiet_until,
             self._peering.offers.next_timeout() if self.session.is_attached else None,
             self._starts_by,
@@ -290,6 +296,7 @@ class Node(Verbs):
         self._gatherer.handle_timeout(now=now)
         self._binding.handle_timeout(now=now)
         self._peering.handle_timeout(now=now, wall_ns=wall_ns)
+        self.gossip.handle_timeout(now=now)
         if self._quiet_until is not None and self._quiet_until <= now:
             self._stand_up(now)  # nobody has refused us for a while; members will, if the other host is there
         if self._epoch_lapses_at is not None and self._epoch_lapses_at <= now:
@@ -368,12 +375,16 @@ class Node(Verbs):
                 self._tell_clone(event.sight, event.member, now)
             else:
                 self._events.append(event)
+        self._settle_gossip(now)
         if self.session.is_attached:
             for signal in self._peering.offers.take_signals(now=now):
                 self.session.send(signal)
 
     def _bring_up(self, now: float, wall_ns: int) -> None:
         self._starts_by = None
+        if not self.session.is_attached:
+            # Members tell each other how this run can be reached.
+            self.membership.publish_record(now=now, wall=_seconds(wall_ns))
         self._peering.handle_start(self._last_known, now=now, wall_ns=wall_ns)
         self._update_epoch_keys(now, wall_ns)
 
@@ -430,15 +441,15 @@ class Node(Verbs):
         self.membership.publish_record_if_missing(members, now=now, wall=wall)
         self.membership.reconcile(now=now, wall=wall)
 
-    def _settle_roster(self, now: float, wall_ns: int) -> bool:
-        """True if there was something, which may have made requests."""
+    def _settle_roster(self, now: float, wall_ns: int, *, is_hearsay: bool = False) -> bool:
+        """True if there was something, which may have made requests. Hearsay is what members say."""
         events = self.roster.take_events()
         for event in events:
             match event:
                 case MemberAdded(member=member):
                     self._peering.add(member, now=now, wall_ns=wall_ns)
                 case RecordChanged(old=old, new=new):
-                    self._peering.change(old, new, now=now, wall_ns=wall_ns)
+                    self._peering.change(old, new, now=now, wall_ns=wall_ns, is_hearsay=is_hearsay)
                 case MemberRemoved(member=member, reason=reason):
                     self._peering.remove(member.identity)
                     self._events.append(PeerChanged(member, None, None, reason))
@@ -464,7 +475,21 @@ class Node(Verbs):
             self._kept_charter = self.roster.charter
             self._events.append(StateChanged())
             self.membership.reconcile(now=now, wall=_seconds(wall_ns))
+            self.gossip.note_change()
         return is_news
+
+    def _settle_gossip(self, now: float) -> None:
+        if self.membership.own_record is not self._told_record:
+            self._told_record = self.membership.own_record
+            self.gossip.note_change()
+            self._events.append(StateChanged())
+        for identity, is_connected in self._peering.take_connections():
+            if is_connected:
+                self.gossip.handle_connected(identity, now=now)
+            else:
+                self.gossip.handle_gone(identity)
+        self.gossip.follow(is_attached=self.session.is_attached, now=now)
+        self._events += self.gossip.take_events()
 
     # Copies of us (clones.py).
 
@@ -472,6 +497,7 @@ class Node(Verbs):
         self._tell_clone(CloneSight.REFUSED, None, now)
         self._quiet_until, self._starts_by = now + clones.STAND_DOWN, None
         self._peering.handle_stop()
+        self.gossip.handle_stop()
 
     def _stand_up(self, now: float) -> None:
         if self._quiet_until is not None:

@@ -438,11 +438,17 @@ class Peering:
         del self._by_disco[peer.member.disco_key]
         self._by_disco[new.disco_key] = peer
         peer.member = new
-        self._touch(peer).handle_remote_disco(disco.DiscoBox(self._disco_secret, new.disco_key), now=now)
-        self.offers.want(peer, is_urgent=peer.agent.is_active(now))
-        if self._instances.handle_restart(peer.number) and peer.session_at is not None:
+        agent = self._touch(peer)
+        way = agent.primary
+        agent.handle_remote_disco(disco.DiscoBox(self._disco_secret, new.disco_key), now=now)
+        self.offers.want(peer, is_urgent=agent.is_active(now))
+        is_before = self._instances.handle_restart(peer.number)
+        if peer.session_at is not None and is_before:
             # Its keys of our session are gone: what we send would be in vain.
             self._wireguard.handle_handshake_wanted(peer.number, now=now, wall_ns=wall_ns)
+        elif peer.session_at is not None and way is not None:
+            # A handshake of this run was faster than the news of it: where that came from is the way.
+            agent.handle_session(way, now=now)
 
     def _wait(self) -> float:
         """For one peer: full jitter."""

@@ -294,6 +294,10 @@ def test_status_tells_what_is_in_force(daemon: FakeDaemon) -> None:
         engine={"mesh0": {"udp_gso": True, "udp_gro": False}},
         drops={},
         relayed={"mesh0": 2_500_000, "mesh1": 0},
+        gossip={
+            "n": ipc.GossipView(port=7772, problem=None, silent=["pbx4", "pbx5"]),
+            "m": ipc.GossipView(port=7772, problem="the port is taken", silent=[]),
+        },
         config_file="/etc/meshvpn/meshvpn.toml",
         config={"n": config},
         problems=["a problem"],
@@ -301,6 +305,8 @@ def test_status_tells_what_is_in_force(daemon: FakeDaemon) -> None:
     assert meshvpn(daemon.path, "status").stdout.splitlines()[3:] == [
         "engine     : mesh0 udp_gso, without udp_gro",
         "relayed    : mesh0 2.5 MB for other members",
+        "gossip     : n pbx4, pbx5 cannot be told news (a firewall there? TCP port 7772)",
+        "gossip     : m members cannot tell this host news: the port is taken",
         "config     : /etc/meshvpn/meshvpn.toml",
         "settings   : n duplicate voice, mtu 1400, udp port 40000, relays up to 8 Mbit/s, endpoints 203.0.113.5:40000, "
         "off: port_mapping, engine without udp_gro",

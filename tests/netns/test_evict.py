@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,6 +104,18 @@ def test_an_eviction_survives_the_restart_of_everything(mesh: Mesh) -> None:
     assert mesh.network(5)["state"] == "evicted"
     refused = mesh.enter(5, "join")
     assert (refused.returncode, refused.stdout.count("\n")) == (1, 1), refused.stdout
+
+
+def test_without_the_server_members_tell_each_other_of_an_eviction(mesh: Mesh) -> None:
+    for number in (1, 4):
+        mesh.lab.wait("the second reaches it", partial(mesh.reaches, 2, mesh.address(number)))
+    mesh.end_server(signal.SIGKILL, 1, 2, 4)
+    ends = ((2, 4), (4, 2))
+    probes = [mesh.stream(*pair, port, rate=RATE, count=60 * RATE) for port, pair in enumerate(ends, 6100)]
+    mesh.lab.wait("packets pass", partial(mesh.reaches, 2, mesh.address(4)))
+    check_cut(mesh, 4, probes, evict(mesh, 4, mesh.password_file, "--keep-password"))
+    assert "piaf-server4" not in [peer["nick"] for peer in mesh.peers(2)]
+    assert mesh.reaches(1, mesh.address(2))
 
 
 def evict(mesh: Mesh, target: int, new_password: Path, *options: str) -> float:

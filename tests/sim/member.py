@@ -30,6 +30,7 @@ from meshvpn.proto.control_session import (
 )
 from meshvpn.proto.dataplane import DataPlane, HandshakeWanted, KeypairConfirmed, PathSeen, RekeyWanted
 from meshvpn.proto.events import ActionFinished, NodeEvent, PeerChanged, SocketsUnwanted, SocketsWanted, StateChanged
+from meshvpn.proto.gossip import LinkUnwanted, LinkWanted
 from meshvpn.proto.invites import InviteKeys
 from meshvpn.proto.keys import Identity, NetworkKeys, network_uid
 from meshvpn.proto.membership import MemberKeys, Profile
@@ -45,6 +46,7 @@ from meshvpn.proto.transport import FIRST_EXTRA_SOCKET, RELAY_WORD, STREAM_SOCKE
 from .network import Host, Network
 from .rendezvous import WALL, Rendezvous, Wire
 from .streams import Stream
+from .tunnel import PROTOCOL, TunnelStream, TunnelStreams, ip_packet
 
 Action = Callable[[Node, float, int], int | None]
 """What a user asks for: `action(node, now, wall_ns)` gives the request's number."""
@@ -91,6 +93,8 @@ class Member:
         self.arrivals: dict[tuple[str, int], list[Arrival]] = {}
         self.wire: Wire | None = None
         self.stream: Stream | None = None
+        self.links = TunnelStreams(network, self)
+        self._link_streams: dict[int, TunnelStream] = {}
         self.host: Host
         self.drops: Counter[str] = Counter()
         self._server = server
@@ -160,6 +164,8 @@ class Member:
         if self.wire is not None:
             self._server.hang_up(self.wire)
         self._close_stream()
+        self.links.clear()
+        self._link_streams.clear()
         self.node = self._session = self.wire = self._poll_at = None
         self.host.close_sockets(tuple(number for number in self.host.ports if number >= FIRST_EXTRA_SOCKET))
         self.host.drain()
@@ -254,6 +260,35 @@ class Member:
         if self.node is not None:
             self.node.handle_stream_closed(now=self.network.now, wall_ns=self._wall_ns())
         self.host.drain()
+
+    # And the tunnel's, for links.
+
+    def send_packet(self, packet: bytes) -> None:
+        if self.node is not None:
+            self.plane.handle_packet(packet, now=self.network.now)
+            # Not at once: what asks for this may be in the middle of something.
+            self.network.call_at(self.network.now, self.host.drain)
+
+    def handle_link(self, stream: TunnelStream) -> bool:
+        assert self.node is not None
+        link = self.node.handle_link(stream.host, now=self.network.now, wall_ns=self._wall_ns())
+        if link is None:
+            return False
+        stream.link = link
+        self._link_streams[link] = stream
+        return True
+
+    def handle_link_open(self, stream: TunnelStream) -> None:
+        if self.node is not None:
+            self.node.handle_link_open(stream.link, now=self.network.now, wall_ns=self._wall_ns())
+
+    def handle_link_frame(self, stream: TunnelStream, data: bytes) -> None:
+        if self.node is not None:
+            self.node.handle_link_frame(stream.link, data, now=self.network.now, wall_ns=self._wall_ns())
+
+    def handle_link_closed(self, stream: TunnelStream) -> None:
+        if self._link_streams.pop(stream.link, None) is not None and self.node is not None:
+            self.node.handle_link_closed(stream.link, now=self.network.now, wall_ns=self._wall_ns())
 
     # The machine's verbs.
 
@@ -366,8 +401,15 @@ class Member:
             if isinstance(command, AdoptSocket):
                 self.adopted.add(command.number)
         self._transmits += transmits
+        for link, frame in node.take_link_frames():
+            if (stream := self._link_streams.get(link)) is not None:
+                self.links.send(stream, frame)
         events = node.take_events()
         for event in events:
+            if isinstance(event, LinkWanted):
+                self._link_streams[event.link] = self.links.open(event.link, event.address)
+            elif isinstance(event, LinkUnwanted) and (stream := self._link_streams.pop(event.link, None)) is not None:
+                self.links.close(stream)
             if isinstance(event, ConnectWanted):
                 self.wire = self._server.connect(self)
             elif isinstance(event, DisconnectWanted) and self.wire is not None:
@@ -411,8 +453,12 @@ class Member:
         now, wall_ns = self.network.now, self._wall_ns()
         self.plane.handle_time(now=now)
         self._transmits += self.plane.take_transmits()
-        for packet in self.plane.take_packets():
-            self._note_arrival(packet)
+        packets = self.plane.take_packets()
+        for packet in packets:
+            if packet[9] == PROTOCOL:
+                self.links.handle_packet(packet)
+            else:
+                self._note_arrival(packet)
         datagrams, events = self.plane.take_datagrams(), self.plane.take_events()
         for path, data in datagrams:
             if (number := node.prober(data)) is not None:
@@ -428,7 +474,7 @@ class Member:
                     node.handle_keypair_confirmed(number, index, now=now, wall_ns=wall_ns)
                 case PathSeen(peer=number, path=path):
                     node.handle_path_seen(number, path, now=now, wall_ns=wall_ns)
-        return bool(datagrams or events)
+        return bool(datagrams or events or packets)
 
     def _close_stream(self) -> None:
         if self.stream is not None:
@@ -446,9 +492,7 @@ class Member:
 
 def _packet(source: str, destination: str, number: int, size: int) -> bytes:
     """An IPv4 packet around the number."""
-    payload = number.to_bytes(4, "big") + bytes(size - 24)
-    head = bytes([0x45, 0xB8]) + (20 + len(payload)).to_bytes(2, "big") + bytes([0, 0, 0, 0, 64, 17, 0, 0])
-    return head + IPv4Address(source).packed + IPv4Address(destination).packed + payload
+    return ip_packet(source, destination, 17, number.to_bytes(4, "big") + bytes(size - 24))
 
 
 def _figures(plane: DataPlane, number: int) -> tuple[Traffic, Stamps]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from meshvpn.proto.keys import NetworkKeys
+from meshvpn.proto.options import Options
 
 from .member import VOICE_BYTES, Arrival, Member
 from .nat import Firewall
@@ -85,9 +86,13 @@ class Mesh(World):
         self.hosts[name] = member.host
         return member
 
-    def found(self, *kinds: Kind, loss: float = 0.0, settle: float = 3.0) -> list[Member]:
+    def found(
+        self, *kinds: Kind, loss: float = 0.0, settle: float = 3.0, options: Options | None = None
+    ) -> list[Member]:
         """Members a, b, c …: the first founds the network, the others join at once a second later."""
         members = [self.add_member(_name(number), kind, loss=loss) for number, kind in enumerate(kinds)]
+        for member in members:
+            member.options = options or Options()
         members[0].create(KEYS)
         self.run(1.0)
         for member in members[1:]:

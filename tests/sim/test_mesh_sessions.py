@@ -193,7 +193,7 @@ def test_a_daemon_that_restarts_is_reached_again_over_the_relay() -> None:
     assert not inward.lost_since(back_at)
 
 
-def test_a_daemon_that_restarts_without_the_server_says_so_and_keeps_its_way_for_the_next_time() -> None:
+def test_a_daemon_that_restarts_without_the_server_is_direct_again_time_after_time() -> None:
     mesh = Mesh()
     left, right = mesh.found(PORT_RESTRICTED, PORT_RESTRICTED)
     lose_server(mesh)
@@ -206,7 +206,7 @@ def test_a_daemon_that_restarts_without_the_server_says_so_and_keeps_its_way_for
         assert mesh.reaches(right, left)
         peer = right.peer(left)
         assert peer is not None
-        assert peer.state is PeerState.CONNECTING
+        assert peer.state is PeerState.DIRECT
 
 
 def test_a_host_that_moves_to_another_address_is_reached_again_within_two_seconds() -> None:

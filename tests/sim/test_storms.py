@@ -30,7 +30,7 @@ def test_members_that_move_at_once_cost_a_bounded_number_of_packets_and_no_hands
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     mesh = Mesh()
-    members = mesh.found(*[PORT_RESTRICTED] * MEMBERS, settle=10.0)
+    members = mesh.found(*[PORT_RESTRICTED] * MEMBERS, settle=30.0)
     assert all(left.is_direct(right) for left, right in pairs(members))
     packets, signals = Counter[str](), Counter[str]()
 
