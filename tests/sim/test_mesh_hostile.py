@@ -199,7 +199,8 @@ def test_rubbish_and_replays_from_the_network_disturb_no_call(mesh: Mesh) -> Non
     mesh.run(2.0)
     mesh.stop_streams()
     assert_untouched(streams)
-    assert b.plane.drops()["replayed"] > 100
+    # By the second name if the peer was heard on another path before.
+    assert sum(b.plane.drops().get(name, 0) for name in ("replayed", "second_copy")) > 100
 
 
 def test_a_member_cannot_take_anothers_place_by_its_address_tunnel_key_or_disco_key(mesh: Mesh) -> None:
