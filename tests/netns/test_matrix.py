@@ -19,14 +19,11 @@ import pytest
 from . import nats
 from .igd import Igd
 from .natlab import NatLab
-from .natmesh import Heard, NatMesh
+from .natmesh import NatMesh
+from .pairs import BOUNDS, LINE_DELAY, Pair, talk
 
 pytestmark = [pytest.mark.netns, pytest.mark.alone]
 
-LINE_DELAY = 20.0
-"""Milliseconds; four lines make a round trip."""
-BOUNDS = {"D": 2.0, "P": 4.0, "B": 10.0}
-"""Seconds until both ends send directly: without guessing, with a predicted port, by a birthday search."""
 EXPECTED = """
                 public  firewall  cone  restricted  port  carrier  counting  symmetric  mapped  blocked
     public      D       D         D     D           D     D        D         D          D       R
@@ -52,24 +49,6 @@ RELAYED_FOR = 10.0
 
 
 @dataclass(slots=True)
-class Pair:
-    """Two sites by number, and what became of them."""
-
-    a: int
-    b: int
-    seconds: float | None = None
-    """Until it was direct; None: it was not."""
-    is_relayed: bool = False
-    heard: tuple[Heard, ...] = ()
-
-    def describe(self) -> str:
-        """For people."""
-        lost = "".join(f", {heard.lost} of {heard.sent} lost" for heard in self.heard)
-        how = f"{self.seconds:.2f} s" if self.seconds is not None else "relay" if self.is_relayed else "neither"
-        return f"{self.a}-{self.b}: {how}{lost}"
-
-
-@dataclass(slots=True)
 class Matrix:
     """The sites and the pairs of each cell."""
 
@@ -84,7 +63,7 @@ class Matrix:
         """Let them find each other."""
         deadline = time.time() + 2 * BOUNDS["D"]
         for pair in self.of("D"):
-            self._await_direct(pair, deadline)
+            pair.await_direct(self.mesh, deadline)
         relayed = self.of("R")
         for pair in relayed:
             self.mesh.wait_state("relay", pair.a, pair.b)
@@ -93,28 +72,12 @@ class Matrix:
         talked_until = time.time() + RELAYED_FOR
         for letter in "PB":
             for pair in self.of(letter):
-                began = time.time()
-                self.mesh.begin(pair.a, pair.b)
-                self._await_direct(pair, began + 2 * BOUNDS[letter], began)
-                pair.heard = self.mesh.end(pair.a, pair.b)
+                talk(self.mesh, [pair], 2 * BOUNDS[letter])
         if (left := talked_until - time.time()) > 0:
             time.sleep(left)
         for pair in relayed:
             pair.heard = self.mesh.end(pair.a, pair.b)
             pair.is_relayed = self.mesh.is_reached("relay", pair.a, pair.b)
-
-    def _await_direct(self, pair: Pair, deadline: float, began: float = 0.0) -> None:
-        """What is direct before it talks was found since both knew of each other."""
-        ends = [(pair.a, pair.b), (pair.b, pair.a)]
-        while True:
-            changes = [self.mesh.changes(*end) for end in ends]
-            if all(end and end[-1].state == "direct" for end in changes):
-                direct_at, known_at = max(end[-1].at for end in changes), max(end[0].at for end in changes)
-                pair.seconds = direct_at - (known_at if direct_at < began else max(known_at, began))
-                return
-            if time.time() > deadline:
-                return
-            time.sleep(0.05)
 
 
 def _add_site(lab: NatLab, number: int, kind: str) -> str:
