@@ -53,6 +53,9 @@ from .sockets import open_sockets
 log = logging.getLogger(__name__)
 
 ACTION_TIMEOUT = 15.0
+PATHS_SAVED_AFTER = 2.0
+"""Seconds from a path that came or went to the disk: a power cut must not take with it where the others are, and many
+change at once."""
 _NOT_KNOWN_THERE = frozenset({RefusalCode.UNKNOWN_NETWORK, RefusalCode.NOT_A_MEMBER, RefusalCode.NETWORK_EXISTS})
 
 
@@ -84,6 +87,7 @@ class Network:
         self._copy_seen: tuple[str, float] | None = None
         self._turn = asyncio.Lock()
         self._unsaved: str | None = None
+        self._path_timer: asyncio.TimerHandle | None = None
         self._directory = directory
         self._publish = publish
         self._waiting: dict[int, asyncio.Future[ActionFinished]] = {}
@@ -320,10 +324,18 @@ class Network:
         }
 
     def _remember_paths(self, runner: NetworkRunner) -> None:
-        self.state.paths = {
+        paths = {
             identity: SavedPath(known.path.socket, known.path.remote.host, known.path.remote.port, known.keepalive)
             for identity, known in runner.node.last_known().items()
         }
+        if paths != self.state.paths and self._path_timer is None:
+            self._path_timer = asyncio.get_running_loop().call_later(PATHS_SAVED_AFTER, self._save_paths)
+        self.state.paths = paths
+
+    def _save_paths(self) -> None:
+        self._path_timer = None
+        if self.runner is not None and not self.is_forgotten:
+            self.save()
 
     # Events of the node.
 
