@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 pytest.register_assert_rewrite(
-    *(f"tests.netns.{kind}_scenarios" for kind in ("host", "ipv6", "mtu", "nat", "path", "server")), "tests.netns.scenarios"
+    "tests.netns.scenarios",
+    *(f"tests.netns.{kind}_scenarios" for kind in ("host", "ipv6", "mtu", "nat", "path", "server")),
 )
 
 from .scenarios import FIGURES  # noqa: E402, before it is imported its asserts are to be rewritten
