@@ -299,8 +299,10 @@ class PeerView(msgspec.Struct, frozen=True, kw_only=True):
     rtt_ms: float | None
     jitter_ms: float | None  # how much round trips differ
     loss: float | None  # 0 … 1, of pings on the way to the peer
-    r: float | None  # the E-model's, 0 … 93.2
+    r: float | None  # the E-model's, 0 … 93.2, of what is sent to the peer: by it paths are chosen
     mos: float | None
+    rx_r: float | None = None  # the same of what came from the peer in the last minute
+    rx_mos: float | None = None
     rx_loss: float | None  # 0 … 1, of the peer's packets in the last minute; None: none came
     rx_jitter_ms: float | None  # of the peer's packets
     rx_bytes: int  # this and the following are totals since the peer was added

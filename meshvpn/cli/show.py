@@ -49,8 +49,8 @@ def peer_lines(peers: Sequence[ipc.PeerView]) -> list[str]:
                 _figure(peer.rtt_ms, "{:.1f} ms"),
                 _pair(peer.loss, peer.rx_loss, 100, "%"),
                 _pair(peer.jitter_ms, peer.rx_jitter_ms, 1, "ms"),
-                _figure(peer.r, "{:.0f}"),
-                _figure(peer.mos, "{:.2f}"),
+                _pair(peer.r, peer.rx_r, 1, "", digits=0),
+                _figure(_worse(peer.mos, peer.rx_mos), "{:.2f}"),
                 _kept(peer.kept_marks),
             ]
         )
@@ -127,11 +127,16 @@ def _figure(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
 
 
-def _pair(first: float | None, second: float | None, scale: int, unit: str) -> str:
+def _pair(first: float | None, second: float | None, scale: int, unit: str, *, digits: int = 1) -> str:
     if first is None and second is None:
         return "-"
-    shown = "/".join("-" if value is None else f"{scale * value:.1f}" for value in (first, second))
-    return f"{shown} {unit}"
+    shown = "/".join("-" if value is None else f"{scale * value:.{digits}f}" for value in (first, second))
+    return f"{shown} {unit}".rstrip()
+
+
+def _worse(*scores: float | None) -> float | None:
+    """A call is as good as its worse direction."""
+    return min((score for score in scores if score is not None), default=None)
 
 
 def _kept(share: float | None) -> str:

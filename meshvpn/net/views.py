@@ -15,7 +15,7 @@ from ..proto.member import Member
 from ..proto.path_view import PathView
 from ..proto.peer import MeshPeer
 from ..proto.primitives import x25519_public
-from ..proto.score import mos
+from ..proto.score import mos, r_factor
 from ..proto.traffic import Traffic
 from ..proto.transport import STREAM_SOCKET, Path
 from .gossip import PORT as GOSSIP_PORT
@@ -159,6 +159,8 @@ def peer_view(member: Member, peer: MeshPeer | None, *, now: float) -> ipc.PeerV
     rtt = None if quality is None else quality.rtt
     r = None if quality is None else quality.r_factor
     total, recent = (Traffic(), Traffic()) if peer is None else (peer.traffic, peer.recent.counts)
+    rx_loss = _share(recent.lost_packets, recent.received_packets + recent.lost_packets)
+    rx_r = None if rtt is None or rx_loss is None else r_factor(rtt, recent.jitter, rx_loss)
     return ipc.PeerView(
         nick=member.nick,
         identity=member.identity.hex(),
@@ -177,7 +179,9 @@ def peer_view(member: Member, peer: MeshPeer | None, *, now: float) -> ipc.PeerV
         loss=None if quality is None or rtt is None else round(quality.loss, 4),
         r=None if r is None else round(r, 1),
         mos=None if quality is None or quality.mos is None else round(quality.mos, 2),
-        rx_loss=_share(recent.lost_packets, recent.received_packets + recent.lost_packets),
+        rx_r=None if rx_r is None else round(rx_r, 1),
+        rx_mos=None if rx_r is None else round(mos(rx_r), 2),
+        rx_loss=rx_loss,
         rx_jitter_ms=_ms(recent.jitter) if recent.rx_packets else None,
         rx_bytes=total.rx_bytes,
         tx_bytes=total.tx_bytes,

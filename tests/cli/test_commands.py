@@ -248,24 +248,26 @@ def test_peers_says_how_each_member_is_reached_and_why(daemon: FakeDaemon) -> No
         path_mtu=1288,
         fragments=False,
         rx_loss=None,
+        rx_r=None,
+        rx_mos=None,
         rx_jitter_ms=None,
         kept_marks=0.5,
     )
     offline = msgspec.structs.replace(
         PEER, state="offline", endpoint=None, why=None, path_mtu=None, rtt_ms=None, jitter_ms=None, loss=None, r=None,
-        mos=None, rx_loss=None, rx_jitter_ms=None, kept_marks=None,
+        mos=None, rx_r=None, rx_mos=None, rx_loss=None, rx_jitter_ms=None, kept_marks=None,
     )  # fmt: skip
     daemon.reply = [PEER, relayed, offline, msgspec.structs.replace(PEER, kept_marks=0.0)]
     lines = meshvpn(daemon.path, "peers", "n").stdout.splitlines()
     assert lines == [
-        "address         nick                  path     rtt      loss to/from  jitter      R   MOS   EF",
-        "10.7.5.2        berlin                direct   18.2 ms  1.0/0.0 %     0.5/1.2 ms  92  4.38  kept",
+        "address         nick                  path     rtt      loss to/from  jitter      R      MOS   EF",
+        "10.7.5.2        berlin                direct   18.2 ms  1.0/0.0 %     0.5/1.2 ms  92/91  4.36  kept",
         "    203.0.113.9:43667; direct, R 92; relay, R 78; MTU 1400; received 1.5 kB, sent 10 B",
-        "10.255.255.254  the-branch-office-i…  relay    18.2 ms  1.0/- %       0.5/- ms    92  4.38  50 %",
+        "10.255.255.254  the-branch-office-i…  relay    18.2 ms  1.0/- %       0.5/- ms    92/-   4.38  50 %",
         "    via hub; relay: direct loses 31 %; MTU 1216, larger IPv6 is lost; received 1.5 kB, sent 10 B",
-        "10.7.5.2        berlin                offline  -        -             -           -   -     -",
+        "10.7.5.2        berlin                offline  -        -             -           -      -     -",
         "    received 1.5 kB, sent 10 B",
-        "10.7.5.2        berlin                direct   18.2 ms  1.0/0.0 %     0.5/1.2 ms  92  4.38  lost",
+        "10.7.5.2        berlin                direct   18.2 ms  1.0/0.0 %     0.5/1.2 ms  92/91  4.36  lost",
         "    203.0.113.9:43667; direct, R 92; relay, R 78; MTU 1400; received 1.5 kB, sent 10 B",
     ]
     assert max(map(len, lines)) <= 100

@@ -19,7 +19,7 @@ PEER_KEYS = {
 }  # fmt: skip
 PEER_KEYS_FOR_VOICE = {
     "why", "r", "rx_loss", "rx_jitter_ms", "rx_packets", "tx_packets", "rx_lost", "rx_reordered", "rx_duplicates",
-    "rx_marked", "rx_kept_marks", "kept_marks",
+    "rx_marked", "rx_kept_marks", "kept_marks", "rx_r", "rx_mos", "mtu", "path_mtu", "fragments", "keepalive_s",
 }  # fmt: skip
 NETWORK_KEYS = {
     "network", "uid", "state", "address", "address6", "interface", "nick", "access", "role", "epoch", "members",
