@@ -528,10 +528,13 @@ cdef class Engine:
         fds[0].fd = self.device.fd
         fds[1].fd = self.kick_fd
         fds[0].events = fds[1].events = POLLIN
-        while self.is_running:
+        while True:
             if fds[1].revents:
                 fds[1].revents = 0
                 read(self.kick_fd, &value, 8)
+            # After the kick is taken: it may have been that of `stop`, which comes once.
+            if not self.is_running:
+                return
             if self.has_kicks:
                 self.has_kicks = False
                 self.serve_kicks()

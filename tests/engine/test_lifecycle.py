@@ -73,6 +73,15 @@ def test_what_came_while_it_was_stopped_is_worked_on_after_the_start() -> None:
         assert side.take(1) == [packet(B_HOST, A_HOST, 2)]
 
 
+def test_a_stop_right_after_a_kick_is_not_missed() -> None:
+    with contextlib.closing(EngineSide()) as side:
+        introduce(side, side.far[0], B_HOST)
+        for number in range(1, 200):
+            install(side.plane, number, 2, is_initiator=True)
+            side.plane.stop()
+            side.plane.start()
+
+
 def test_a_device_that_goes_away_ends_the_engine_with_its_errno() -> None:
     with contextlib.closing(EngineSide()) as side:
         directory = os.open("/", os.O_RDONLY)
