@@ -51,10 +51,12 @@ ROUND = (1.0, 1.0)
 """Seconds between two rounds while there was news: at least, and drawn on top."""
 HOT_FOR = 4.0
 """Seconds of such rounds after the last news."""
-QUIET_ROUND = (180.0, 120.0)
-"""Seconds between two rounds otherwise, with a server that tells the news: at least, and drawn on top."""
+QUIET_ROUND = (3600.0, 3600.0)
+"""Seconds between two rounds otherwise, with a server that tells the news: at least, and drawn on top. What a link
+sends is payload, after which a path is watched closely for a minute: in silent networks it must be rare."""
 LONELY_ROUND = (20.0, 20.0)
-"""The same without one."""
+"""The same without one, at first. Each round that hears nothing new doubles it, up to QUIET_ROUND."""
+MAX_DOUBLINGS = 8
 SILENCE = (5.0, 600.0)
 """Seconds for which a peer that does not answer is left alone: at first, and at most."""
 BARRED_FOR = 60.0
@@ -161,6 +163,7 @@ class Gossip:
         self._next_slot = float("-inf")
         self._round_at: float | None = None
         self._hot_until = float("-inf")
+        self._quiet_rounds = 0
         self._frames: list[tuple[int, bytes]] = []
         self._events: list[GossipEvent] = []
         self._followed = self._shelf.charters, self._shelf.state
@@ -180,6 +183,7 @@ class Gossip:
         """After `note_change`. What comes while we are attached, and not by gossip, the server tells everybody."""
         if is_attached != self._is_attached:
             self._is_attached = is_attached
+            self._quiet_rounds = 0
             self._plan_round(now)
         self._shelf.look()
         charters = self._followed[0]
@@ -464,14 +468,20 @@ class Gossip:
     # Rounds.
 
     def _heat(self, now: float, seconds: float) -> None:
+        self._quiet_rounds = 0
         self._hot_until = max(self._hot_until, now + seconds)
         at = now + ROUND[0] + ROUND[1] * self._fraction()
         self._round_at = at if self._round_at is None else min(self._round_at, at)
 
     def _plan_round(self, now: float) -> None:
-        least, more = QUIET_ROUND if self._is_attached else LONELY_ROUND
         if now < self._hot_until:
             least, more = ROUND
+        elif self._is_attached:
+            least, more = QUIET_ROUND
+        else:
+            least, more = (
+                min(it * 2**self._quiet_rounds, most) for it, most in zip(LONELY_ROUND, QUIET_ROUND, strict=True)
+            )
         self._round_at = now + least + more * self._fraction()
 
     def _start_round(self, now: float) -> None:
@@ -487,6 +497,7 @@ class Gossip:
             peer = able[int(self._fraction() * len(able))]
             peer.state = b""
             self._set(peer, now)
+            self._quiet_rounds = min(self._quiet_rounds + 1, MAX_DOUBLINGS)
         self._plan_round(now)
 
     # Bookkeeping.

@@ -101,7 +101,7 @@ def test_a_stream_is_made_anew_when_it_breaks_and_when_the_server_was_away() -> 
 
 def test_twenty_whose_udp_ends_at_once_open_one_stream_each_and_not_in_one_instant() -> None:
     mesh = Mesh()
-    members = mesh.found(*(20 * [PORT_RESTRICTED]), settle=10.0)
+    members = mesh.found(*(20 * [PORT_RESTRICTED]), settle=30.0)
     for member in members:
         mesh.routers[member.name].is_udp_blocked = True
     mesh.run(40.0)
