@@ -2,6 +2,8 @@
 
 Attach of another instance ──Ask to who is connected──▶ Here: the newcomer is refused
                                                  └──▶ nothing for PATIENCE, or closed: the newcomer comes in
+
+Who was refused does not slip in while the other one is away for a moment, to connect anew.
 """
 
 from __future__ import annotations
@@ -17,6 +19,11 @@ C = TypeVar("C", bound=Hashable)
 PATIENCE = 2.0
 """Seconds for an answer: a lost packet on a slow line is repeated in that time. So long at most waits who starts anew
 after a crash that its connection has not noticed."""
+VACANT_FOR = 10.0
+"""Seconds for which a member must have been away before another instance is let in that was refused before. Who lost
+its connection is back in four."""
+MAX_REFUSED = 1024
+"""Refused instances that are remembered, the latest; of the others the worst that comes is a change of places."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +44,10 @@ class Rivals(Generic[C]):
     def __init__(self) -> None:
         self._waiting: dict[C, Newcomer[C]] = {}
         self._tokens = 0
+        self._refused: dict[tuple[bytes, bytes], bytes] = {}
+        """The instance that was refused last, by network and identity."""
+        self._left_at: dict[tuple[bytes, bytes], float] = {}
+        """When the member's connection ended, for those in `_refused`."""
 
     def __contains__(self, connection: C) -> bool:
         return connection in self._waiting
@@ -51,8 +62,28 @@ class Rivals(Generic[C]):
         """Who was asked is there: whom to refuse."""
         for newcomer in self._waiting.values():
             if newcomer.asked == asked and newcomer.token == token:
+                self._note_refused((newcomer.uid, newcomer.request.identity), newcomer.request.instance)
                 return self._waiting.pop(newcomer.connection)
         return None
+
+    def handle_left(self, uid: bytes, identity: bytes, *, now: float) -> None:
+        """A member's connection ended."""
+        if (uid, identity) in self._refused:
+            self._left_at[uid, identity] = now
+
+    def is_too_early(self, uid: bytes, identity: bytes, instance: bytes, *, now: float) -> bool:
+        """Was this instance refused, and has the other one been there until a moment ago?"""
+        left_at = self._left_at.get((uid, identity))
+        is_refused = self._refused.get((uid, identity)) == instance
+        return is_refused and left_at is not None and now < left_at + VACANT_FOR
+
+    def _note_refused(self, member: tuple[bytes, bytes], instance: bytes) -> None:
+        self._refused.pop(member, None)
+        self._refused[member] = instance
+        if len(self._refused) > MAX_REFUSED:
+            oldest = next(iter(self._refused))
+            del self._refused[oldest]
+            self._left_at.pop(oldest, None)
 
     def handle_closed(self, connection: C, *, now: float) -> None:
         """A newcomer went, or who was asked: then nobody has to wait for it."""

@@ -114,6 +114,8 @@ class Service:
             self._metrics.cut.inc()
         if connection.relay_id is not None:
             self._relay.release(connection.relay_id, now=self._clock())
+        if (seat := self.presence.seat(connection)) is not None:
+            self._rivals.handle_left(seat.uid, seat.identity, now=self._clock())
         self._deliver(self.presence.detach(connection))
         self._rivals.handle_closed(connection, now=self._clock())
 
@@ -180,6 +182,10 @@ class Service:
     ) -> None:
         """Unless another instance of the member is connected, and is not the one that did not answer."""
         rival = self.presence.rival(uid, request.identity, request.instance)
+        if rival is None and self._rivals.is_too_early(uid, request.identity, request.instance, now=self._clock()):
+            text = "another host with this host's identity was connected a moment ago"
+            self._refuse(connection, request.rid, RefusalCode.CLONED, text)
+            return
         if rival is None or rival is silent:
             await self._decide(connection, request, uid, request.identity)
             return

@@ -6,7 +6,7 @@ from meshvpn.proto import control
 from meshvpn.proto.control import Ask, Attached, Goodbye, Here, Refused, Response
 from rendezvous.connection import Connection
 from rendezvous.presence import REPLACED
-from rendezvous.rivals import PATIENCE
+from rendezvous.rivals import PATIENCE, VACANT_FOR
 
 from .signing import Network
 from .test_service import ANNA, NONCE, Node
@@ -135,3 +135,25 @@ def test_ask_and_here_are_messages() -> None:
     assert control.decode_request(control.encode(Here(token=7))) == Here(token=7)
     assert control.decode_response(control.encode(Ask(token=7))) == Ask(token=7)
     assert not isinstance(Ask(token=7), Goodbye)
+
+
+async def test_who_was_refused_does_not_slip_in_while_the_other_connects_anew() -> None:
+    node, network, first = await attached(ONE)
+    copy = await knock(node, network, TWO)
+    await node.say(first, Here(token=(await asked(node, first)).token))
+    node.service.handle_closed(first)
+    node.service.handle_closed(copy)
+    await wait(node, VACANT_FOR - 0.01)
+    (refusal,) = await node.heard(await knock(node, network, TWO))
+    assert isinstance(refusal, Refused)
+    assert refusal.code == "cloned"
+    await wait(node, 0.01)
+    assert isinstance((await node.heard(await knock(node, network, TWO)))[0], Attached)
+
+
+async def test_a_host_that_starts_anew_does_not_wait_because_a_copy_was_refused() -> None:
+    node, network, first = await attached(ONE)
+    await knock(node, network, TWO)
+    await node.say(first, Here(token=(await asked(node, first)).token))
+    node.service.handle_closed(first)
+    assert isinstance((await node.heard(await knock(node, network, THREE)))[0], Attached)
