@@ -101,6 +101,10 @@ class PlainNode:
     ) -> None:
         """A plain peer tells nobody where it is."""
 
+    def take_link_frames(self) -> list[tuple[int, bytes]]:
+        """It gossips with nobody."""
+        return []
+
     def handle_network_change(self, *, now: float, wall_ns: int) -> None:
         """It has one path, which is not chosen."""
 
