@@ -21,9 +21,11 @@ from meshvpn.proto import (
     acts,
     audit,
     candidate,
+    clones,
     control,
     disco,
     epochs,
+    gossip_messages,
     invites,
     messages,
     owner,
@@ -41,6 +43,8 @@ from meshvpn.proto.disco import DiscoBox, Ping, Pong
 from meshvpn.proto.drops import DropReason
 from meshvpn.proto.errors import ConfigError, MalformedMessage
 from meshvpn.proto.gather import Gatherer
+from meshvpn.proto.gossip import Gossip
+from meshvpn.proto.gossip_messages import MEMBER_NAME, NAME, Charters, Digest, Done, Kind, News, Summary
 from meshvpn.proto.keys import Identity, seal_secret
 from meshvpn.proto.member import Noted
 from meshvpn.proto.messages import CookieReply, Initiation, Response
@@ -48,6 +52,7 @@ from meshvpn.proto.nat import Attempt, Method, NatMapping, PortRule
 from meshvpn.proto.node import Node
 from meshvpn.proto.pcp import Version
 from meshvpn.proto.portmap import PortMapper, Router
+from meshvpn.proto.primitives import x25519_public
 from meshvpn.proto.record import check_approval, check_envelope, check_leave, check_record, decode_signed
 from meshvpn.proto.roster import Roster
 from meshvpn.proto.signed import (
@@ -657,6 +662,54 @@ def owner_file_seeds() -> list[bytes]:
     return [ownerfile.seal(owned, bytes(16), bytes(32), Drawer(1)), msgspec.msgpack.encode(owned)]
 
 
+# Members among themselves.
+
+FIRST_KEY, SECOND_KEY = b"1" * 32, b"2" * 32
+GREETING = gossip_messages.encode(Summary(bytes(NAME), bytes(NAME)))
+
+
+def run_gossip(data: bytes) -> str:
+    """A member says it: as the first thing on a link, after a greeting, and sealed as news."""
+    roster = fresh_roster()
+    member = next(iter(roster.members.values()))
+    gossip = Gossip(roster, [network()["us"].public], lambda: None, entropy=Drawer(3))
+    news = gossip_messages.encode(News(seal_secret(roster.epoch_key, data, Drawer(4))))
+    reason = None
+    for frames in ((data,), (GREETING, data), (GREETING, news)):
+        link = gossip.handle_incoming(member.address, now=0.0)
+        if link is None:
+            return "barred" if reason is None else reason.value
+        for frame in frames:
+            reason = gossip.handle_frame(link, frame, now=0.0, wall=WALL)
+        gossip.take_frames()
+    return "none" if reason is None else reason.value
+
+
+def gossip_seeds() -> list[bytes]:
+    parts = network()
+    items = [(Kind.RECORD, parts["record"]), (Kind.APPROVAL, parts["approval"]), (Kind.LEAVE, parts["leave"])]
+    said = (
+        Summary(bytes(NAME), bytes(NAME), bytes(MEMBER_NAME), bytes(2 * MEMBER_NAME)),
+        Digest(bytes(3 * NAME), bytes(MEMBER_NAME)),
+        Charters([parts["charter"]]),
+        Done(),
+    )
+    return [*(gossip_messages.encode(message) for message in said), gossip_messages.encode_items(items)]
+
+
+def run_notice(data: bytes) -> str:
+    """That another host has our identity, as anybody may claim, and as a peer sealed it."""
+    (notice,) = notice_seeds()
+    head = notice[: len(clones.NOTICE_MAGIC) + 32]
+    claimed = outcome_of(lambda: clones.open_notice(SECOND_KEY, data))
+    damaged = outcome_of(lambda: clones.open_notice(SECOND_KEY, head + data))
+    return claimed if damaged == "decrypt_failed" else damaged
+
+
+def notice_seeds() -> list[bytes]:
+    return [clones.seal_notice(FIRST_KEY, x25519_public(SECOND_KEY), 1, bytes(16), Drawer(5))]
+
+
 def run_invite_code(data: bytes) -> str:
     try:
         invites.secret_of(data.decode("utf-8", "replace"))
@@ -790,6 +843,8 @@ TARGETS = [
     Target("audit", run_audit, audit_seeds, frozenset({"ok", "torn", "broken"})),
     Target("owner-file", run_owner_file, owner_file_seeds, frozenset({"ok", "refused"})),
     Target("invite-code", run_invite_code, lambda: [invites.code_of(bytes(16)).encode()], frozenset({"ok", "refused"})),
+    Target("gossip", run_gossip, gossip_seeds, DROPS | {"none"}, is_packed=True),
+    Target("notice", run_notice, notice_seeds, frozenset({"decrypt_failed", "malformed", "ok"})),
     Target(
         "signed",
         run_signed,
