@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.figures import show_figures
+
 # How long an example takes is for the machine to say, not for a test.
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
@@ -37,6 +39,11 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  
         report.outcome = "failed"
         report.longrepr = f"skipped in CI: {report.longrepr}"
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    # Not beside the tests: where those run in other processes, this conftest is the only one that is loaded here.
+    show_figures(terminalreporter)
 
 
 def _place(item: pytest.Item) -> int:

@@ -16,8 +16,6 @@ from .nats import Nat
 
 LINE_DELAY = 20.0
 """Milliseconds one way; four lines make the round trip between two sites."""
-FIGURES = "figures"
-"""The property of a test under which it records what is printed at the end of the run."""
 
 
 @dataclass(slots=True)

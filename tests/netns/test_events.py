@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests.figures import FIGURES
+
 from . import host_scenarios, ipv6_scenarios, mtu_scenarios, nat_scenarios, path_scenarios, server_scenarios
-from .scenarios import FIGURES, Outcome, Scenario
+from .scenarios import Outcome, Scenario
 
 pytestmark = pytest.mark.netns
 

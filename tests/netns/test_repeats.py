@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.figures import FIGURES
+
 from .natlab import NatLab
 from .natmesh import NatMesh
 from .nats import PORT_RESTRICTED, SYMMETRIC, SYMMETRIC_COUNTING
 from .pairs import BOUNDS, LINE_DELAY, Pair, talk
-from .scenarios import FIGURES
 
 pytestmark = [pytest.mark.netns, pytest.mark.alone]
 
