@@ -45,6 +45,10 @@ _LINKDOWN = 16  # RTNH_F_LINKDOWN of linux/rtnetlink.h: the cable is out, though
 _NO_IPV6 = (errno.EACCES, errno.EOPNOTSUPP, errno.EAFNOSUPPORT)
 """What the kernel answers where IPv6 is missing or turned off."""
 
+QUEUE = 2000
+"""Packets that may wait in the device (txqueuelen). The kernel's own choice is 500, 5 ms at 100,000 packets/s: a thread
+that does not get its processor for so long lost some. It is empty but for such moments."""
+
 
 class TakenError(ConfigError):
     """A value that would do, but something on this host has it already."""
@@ -62,7 +66,7 @@ def configure(name: str, addresses: Sequence[IPv4Interface | IPv6Interface], mtu
     """Give the interface its addresses (and no others), its MTU, and bring it up."""
     with _netlink() as ip:
         index = _index(ip, name)
-        ip.link("set", index=index, mtu=mtu, state="up")
+        ip.link("set", index=index, mtu=mtu, txqlen=QUEUE, state="up")
         wanted = {str(address) for address in addresses}
         for message in ip.get_addr(index=index):
             host = message.get("IFA_ADDRESS")

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from meshvpn.net.interface import QUEUE
+
 from .lab import Lab, public_address, public_address6
 
 pytestmark = pytest.mark.netns
@@ -46,3 +48,17 @@ def test_routes_to_members_come_and_go_with_their_mtu_and_leave_others_alone() -
         assert "mtu 1216" in lab.run(host, ["ip", "route", "get", "20.1.0.5"])
         do("clear_host_mtus('eth0')")
         assert [line.split()[0] for line in routes()] == ["20.1.0.7"]
+
+
+def test_an_interface_has_its_addresses_and_no_others_its_mtu_and_a_queue_that_bears_a_pause() -> None:
+    call = "from ipaddress import ip_interface; from meshvpn.net import interface; "
+    call += "interface.configure('mesh7', [ip_interface('10.9.0.1/24'), ip_interface('fd00:9::1/64')], 1380)"
+    with Lab() as lab:
+        host = lab.add_host(1)
+        lab.run(host, ["ip", "tuntap", "add", "mesh7", "mode", "tun"])
+        lab.run(host, ["ip", "addr", "add", "10.8.0.1/24", "dev", "mesh7"])
+        lab.run(host, [sys.executable, "-c", call])
+        (shown,) = json.loads(lab.run(host, ["ip", "-j", "addr", "show", "dev", "mesh7"]))
+        addresses = {f"{it['local']}/{it['prefixlen']}" for it in shown["addr_info"] if it["scope"] == "global"}
+        assert addresses == {"10.9.0.1/24", "fd00:9::1/64"}
+        assert (shown["mtu"], shown["txqlen"]) == (1380, QUEUE)
